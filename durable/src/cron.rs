@@ -13,23 +13,25 @@ use std::panic::Location;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-/// How late a tick can be before it counts as missed. A tick is late after a short outage of the store, for example.
+/// The longest delay of a tick that does not count as missed. For example, a short outage of the store delays a tick.
 const MAX_LATENESS: Duration = Duration::from_mins(5);
 
-/// How long the unique key of a tick is reserved. This period must be longer than `MAX_LATENESS`.
+/// How long the unique key of a tick is reserved. This period must be longer than `MAX_LATENESS`, so that a late process cannot enqueue the
+/// job of the tick a second time.
 const KEY_PERIOD: Duration = Duration::from_mins(15);
 
-/// The longest sleep of the task. After this time, the task reads the clock again, because the clock may have been changed.
+/// The longest time for which the task of a schedule sleeps. After this time, the task reads the clock again, because the clock may have
+/// been changed.
 const MAX_SLEEP: Duration = Duration::from_secs(30);
 
 /// How long the task waits after a failure before it tries again to enqueue the job of a tick.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// The greatest age of a missed tick. Older ticks are neither counted nor enqueued.
+/// The greatest age of a missed tick. The task ignores older ticks.
 const MAX_MISSED: TimeDelta = TimeDelta::days(1);
 
-/// The policy for missed ticks. A tick is missed if it was due while no process ran the schedule, or during a long outage of the store. See
-/// [`CronSchedule::missed`].
+/// Selects the missed ticks whose jobs are still enqueued. A tick is missed if it was due while no process ran the schedule, or during a
+/// long outage of the store. See [`CronSchedule::missed`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MissedTicks {
@@ -45,8 +47,8 @@ pub enum MissedTicks {
 /// A schedule for [`Queue::cron`].
 ///
 /// The fields are seconds, minutes, hours, day of the month, month, day of the week and, optionally, the year. For example, `0 0 3 * * *`
-/// means every night at three. Days of the week must be names, such as `MON-FRI`. Numbers are rejected, because they mean different days in
-/// different programs.
+/// means every night at three. Days of the week must be names, such as `MON-FRI`. Numbers for days of the week are rejected, because the
+/// number 1 means Sunday in some programs and Monday in others.
 #[derive(Clone)]
 #[must_use = "pass the schedule to `cron`"]
 pub struct CronSchedule {
@@ -60,7 +62,7 @@ pub struct CronSchedule {
 type NextTick = dyn Fn(&Schedule, DateTime<Utc>) -> Option<DateTime<Utc>> + Send + Sync;
 
 impl CronSchedule {
-    /// Creates a schedule whose times are in UTC. [`Queue::cron`] returns an error if the text is invalid.
+    /// Creates a schedule whose times are in UTC. If the text is invalid, [`Queue::cron`] returns an error.
     pub fn new(text: impl Into<String>) -> Self {
         let next = Arc::new(|schedule: &Schedule, time: DateTime<Utc>| schedule.after(&time).next());
         Self { text: text.into(), zone: None, missed: MissedTicks::default(), next }
@@ -91,7 +93,7 @@ impl CronSchedule {
         let invalid = |reason: &str| Error::Schedule(format!("{text:?}: {reason}"));
         let schedule: Schedule = text.parse().map_err(|error: cron::error::Error| {
             // The parser's error contains the text, the position and, in its third line, a reason. If fields are missing, the reason is
-            // misleading: most users start with the minutes, but the parser reads the first field as seconds.
+            // misleading, because most users omit the seconds, and the parser reads their minutes as seconds.
             let error = error.to_string();
             let reason = error.lines().nth(2).filter(|_| fields.len() > 5);
             invalid(reason.unwrap_or("expected six fields, starting with seconds, or seven with a year"))
@@ -124,7 +126,7 @@ impl fmt::Debug for CronSchedule {
     }
 }
 
-/// Returns the same string for all spellings of a schedule.
+/// Returns a string that is the same for all spellings of a schedule.
 fn canonical(schedule: &Schedule) -> String {
     fn field(values: &impl TimeUnitSpec) -> String {
         if values.is_all() {
@@ -176,13 +178,13 @@ impl<T: Serialize + Send + 'static> Queue<T> {
     /// spelling of its text. If two schedules of a queue have the same times, only one job is enqueued at each tick, even if the schedules
     /// create different jobs.
     ///
-    /// The store contains the last tick of each schedule. If ticks were missed since the last tick, the task applies the policy of
-    /// [`CronSchedule::missed`] when it starts. If a schedule is new, the task enqueues the job of the last tick of the previous 5 minutes,
-    /// with every policy.
+    /// The store contains the last tick of each schedule. When the task starts, it applies the policy of [`CronSchedule::missed`] to the
+    /// ticks that were missed after the stored tick. If no tick is stored yet, the task enqueues the job of the last tick in the previous 5
+    /// minutes. The policy does not change this.
     ///
-    /// During an outage of the store, the task retries the current tick for up to a day. It reports the outage to the registry's observers
-    /// as one failed task. After the outage, later ticks count as missed if they are more than 5 minutes late. If `job` panics, its tick is
-    /// skipped and reported as a panicked task.
+    /// During an outage of the store, the task retries the current tick for up to a day. The task reports the outage to the registry's
+    /// observers as one failed task. After the outage, each later tick that is more than 5 minutes late counts as missed. If `job` panics,
+    /// its tick is skipped and reported as a panicked task.
     ///
     /// # Examples
     ///
@@ -280,11 +282,11 @@ impl<T: Serialize + Send + 'static> Queue<T> {
                             }
                             break;
                         }
-                        // If the tick cannot be stored, it counts as missed at the next start. Its unique key prevents a second job during
-                        // `KEY_PERIOD`.
+                        // If the tick cannot be stored, the tick counts as missed when the task starts again. The unique key of the tick
+                        // prevents a second job during `KEY_PERIOD`.
                         let _ = remember(Some(tick)).await;
                     }
-                    // If the clock was set back, the next tick is searched from the new time.
+                    // If the clock was set back, the search for the next tick starts at the new time.
                     last = last.min(Utc::now());
                     let Some(tick) = ticks.after(last) else { return };
                     let now = Utc::now();

@@ -14,9 +14,9 @@ use std::sync::Arc;
 /// A handle to a store of jobs, which is a SQLite file or a Postgres database. All clones of a handle use the same store.
 ///
 /// Create the handle within a tokio runtime, because the database driver needs one. The handle keeps a reference to this runtime, so any
-/// executor can poll the futures of the handle. Drop the handle before the runtime: the driver panics after its runtime has shut down. Jobs
-/// run on the executor of their registry. If the registry's spawner uses the runtime of the current context, jobs run on the handle's
-/// runtime.
+/// executor can poll the futures of the handle. Drop the handle before you drop the runtime, because the driver panics after the runtime
+/// has shut down. Jobs run on the executor of their registry. If the registry's spawner uses the runtime of the current context, jobs run
+/// on the runtime of the handle.
 #[derive(Clone)]
 pub struct Durable {
     pub(crate) engine: Arc<Engine>,
@@ -45,8 +45,8 @@ impl Durable {
         }
     }
 
-    /// Opens an existing store, for tools that operate the queues of other programs. Takes the same addresses as
-    /// [`connect`](Self::connect), but creates no file, schema or tables, and migrates nothing.
+    /// Opens an existing store, for tools that operate the queues of other programs. The addresses are the same as for
+    /// [`connect`](Self::connect). Unlike `connect`, this call creates no file, schema or tables, and migrates nothing.
     ///
     /// `schema` names the Postgres schema that contains the tables. Default: `background_tasks`.
     ///
@@ -73,8 +73,9 @@ impl Durable {
     /// jobs survive a power failure, because the file has a write-ahead log and `synchronous = FULL`. The names of the tables start with
     /// `background_tasks_`.
     ///
-    /// Earlier versions of this crate stored jobs in the tables `Jobs` and `Workers`. The first process that opens the file moves these
-    /// jobs to the new tables. Stop the old workers before that, because a job that an old worker still runs is run again.
+    /// Earlier versions of this crate stored jobs in the tables `Jobs` and `Workers`. The first process that opens the file with this
+    /// version moves these jobs to the new tables. Stop the workers of the earlier version before this process starts. Otherwise jobs that
+    /// these workers still run would run a second time.
     ///
     /// # Errors
     ///
@@ -101,7 +102,7 @@ impl Durable {
     /// Creates a SQLite database in the memory of this process, for [tests](crate::testing).
     ///
     /// Each call creates a new database. The database is deleted when the last clone of this handle and the last worker are dropped. The
-    /// database behaves like a file with one exception: reads wait while another connection writes.
+    /// database behaves like a database file, with one exception. While one connection writes, reads of other connections wait.
     ///
     /// # Errors
     ///
@@ -112,31 +113,32 @@ impl Durable {
         Ok(Self::new(Sqlite::in_memory().await?, runtime))
     }
 
-    /// Connects to the Postgres database at a URL such as `postgres://user:password@host:port/database`. If a part of the URL is missing,
-    /// the `PG…` environment variables supply it, for example `PGPASSWORD`.
+    /// Connects to the Postgres database at a URL such as `postgres://user:password@host:port/database`. If the URL does not contain a
+    /// part, such as the password, the value of an environment variable is used, such as `PGPASSWORD`.
     ///
     /// # Tables and privileges
     ///
     /// The tables are in the schema `background_tasks`. To use another schema, call [`postgres_in`](Self::postgres_in). The first process
     /// that connects creates the schema and the tables. This process must connect as the owner of the database, or as a user with the
-    /// privilege `CREATE` on the database. If the program connects as another user, the owner must connect with this crate first, and again
-    /// after each update that changes the tables. When the tables exist, a user needs only `USAGE` on the schema, and `SELECT`, `INSERT`,
-    /// `UPDATE` and `DELETE` on its tables.
+    /// privilege `CREATE` on the database. If the program connects as a user without this privilege, the owner must connect with this crate
+    /// before the program does. The owner must also connect after each update of this crate that changes the tables. When the tables exist,
+    /// a user needs only `USAGE` on the schema, and `SELECT`, `INSERT`, `UPDATE` and `DELETE` on its tables.
     ///
-    /// Earlier versions of this crate stored jobs in the schema `apalis`. The first process that connects moves these jobs to the new
-    /// tables. Stop the old workers before that, because a job that an old worker still runs is run again.
+    /// Earlier versions of this crate stored jobs in the schema `apalis`. The first process that connects with this version moves these
+    /// jobs to the new tables. Stop the workers of the earlier version before this process starts. Otherwise jobs that these workers still
+    /// run would run a second time.
     ///
     /// # Connections
     ///
-    /// A process opens up to 10 connections for its own calls and for [transactions of the program](Self::postgres_pool). All workers of
-    /// the process together open up to 10 further connections for jobs. Heartbeats and notifications use one more connection. While its
-    /// queues are idle, a process has about three connections. During a deploy, the server must accept the connections of the old and the
-    /// new processes at the same time.
+    /// A process opens up to 10 connections for calls of the handle, such as `enqueue`, and for [transactions of the
+    /// program](Self::postgres_pool). All workers of the process together open up to 10 further connections for jobs. Heartbeats and
+    /// notifications together use one more connection. While all queues are idle, a process has about three open connections. During a
+    /// deploy, the server must accept the connections of the old and the new processes at the same time.
     ///
     /// If a connection does not respond in time, a worker repeats the call on another connection. The worker also reports the outage to the
-    /// registry's observers. The time limit of a heartbeat is two fifths of the shortest lease, and at least 2 seconds. The time limit of
-    /// all other calls of a worker is the [response timeout](crate::WorkerOptions::response_timeout). Calls of the program have no time
-    /// limit, so wrap them in a timeout.
+    /// registry's observers. The time limit of a heartbeat is two fifths of the shortest lease, and at least 2 seconds. For other calls of
+    /// a worker, the time limit is the [response timeout](crate::WorkerOptions::response_timeout). Calls of the program have no time limit,
+    /// so wrap these calls in a timeout.
     ///
     /// Connect to the server directly, or through a pooler in session mode. In transaction mode, `PgBouncer` does not forward
     /// notifications. Versions of `PgBouncer` before 1.21 do not forward prepared statements either.
@@ -187,8 +189,8 @@ impl Durable {
         self.engine.store.sqlite()
     }
 
-    /// Returns the connection pool of the Postgres database, for transactions of the program. The pool has up to 10 connections, and calls
-    /// of this handle use the same pool. Returns `None` for SQLite.
+    /// Returns the connection pool of the Postgres database, for transactions of the program. The pool has up to 10 connections. Calls of
+    /// this handle use the same pool. Returns `None` for SQLite.
     #[cfg(feature = "postgres")]
     pub fn postgres_pool(&self) -> Option<&sqlx::PgPool> {
         self.engine.store.postgres()

@@ -1,8 +1,9 @@
-//! Implements the engine. It fetches jobs for all workers of this process that use the same store, and commits the outcomes of the jobs.
+//! Implements the engine. The engine fetches jobs for all workers of this process that use the same store, and commits the outcomes of the
+//! jobs.
 //!
 //! The engine is woken when this process enqueues a job, when a permit becomes free, and when another process sends a notification. The
-//! engine also checks the queues when the next job is due, and at an interval, because a notification can be lost. A job that is not due
-//! costs nothing until it is due.
+//! engine also checks the queues for due jobs, both when the next job is due and at a regular interval. The regular checks are needed
+//! because a notification can be lost. A job causes no work until it is due.
 
 mod completer;
 mod heartbeat;
@@ -33,7 +34,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use ulid::Ulid;
 
-/// The longest time for which a call in progress can delay the shutdown of a worker that has no jobs.
+/// The longest time for which a call to the store can delay the shutdown of a worker that has no jobs.
 const SHUTDOWN_DELAY: Duration = Duration::from_millis(300);
 
 pub(crate) struct Engine {
@@ -54,7 +55,7 @@ struct State {
     /// The channel for outcomes of the workers. `None` if the engine does not run.
     updates: Option<UnboundedSender<Update>>,
     has_heart: bool,
-    /// The time of the next check of the queues.
+    /// The time at which the engine next checks the queues for due jobs.
     next_tick: Option<Instant>,
 }
 
@@ -214,14 +215,14 @@ impl Engine {
         lock(&self.state).workers.iter().map(|worker| worker.lease()).collect()
     }
 
-    /// Returns the shortest lease of all workers. If there are no workers, returns `None` and records that the heartbeats end.
+    /// Returns the shortest lease of all workers. If there are no workers, returns `None` and records that the heartbeat thread ends.
     fn shortest_lease(&self) -> Option<Duration> {
         let mut state = lock(&self.state);
         state.has_heart = !state.workers.is_empty();
         state.workers.iter().map(|worker| worker.options.lease).min()
     }
 
-    /// Reports an error to the observers of every worker. It is used for errors that do not belong to a single job.
+    /// Reports an error that does not belong to a single job. The observers of every worker receive the report.
     fn report(&self, text: &str) {
         let text = Arc::<str>::from(text);
         for worker in self.workers() {
@@ -229,7 +230,7 @@ impl Engine {
         }
     }
 
-    /// Returns a function that reports an outage. The report starts with the text `work`.
+    /// Returns a function that reports an outage. The report starts with `work`, which says what the worker cannot do.
     fn reporter(self: &Arc<Self>, work: &'static str) -> Report {
         let this = self.clone();
         Box::new(move |error| this.report(&format!("{work}, and retries: {error}")))
@@ -283,10 +284,10 @@ impl Engine {
             return;
         }
         let ids: Vec<_> = ended.iter().map(|worker| worker.id.clone()).collect();
-        // The list is changed before the call. If a heartbeat registers a removed worker again at the same time, it then finds that the
-        // worker has ended.
+        // The list is changed before the call to the store. If a heartbeat registers a removed worker again during this call, the heartbeat
+        // thread then finds that the worker has ended.
         lock(&self.state).workers.retain(|worker| !ids.contains(&worker.id));
-        // If this call fails, the leases of the workers expire.
+        // If this call fails, the workers are removed from the store when their leases expire.
         let _ = with_timeout(SHUTDOWN_DELAY, self.store.deregister(&ids)).await;
         for worker in ended {
             worker.close();
@@ -301,7 +302,7 @@ impl Engine {
         state.workers.is_empty()
     }
 
-    /// Checks the queues and the jobs that the workers hold. Returns `false` if a shutdown has interrupted the check.
+    /// Checks the queues for due jobs, and checks the jobs that the workers hold. Returns `false` if a shutdown has interrupted the check.
     async fn look(self: &Arc<Self>, workers: &[Arc<WorkerHandle>]) -> StoreResult<bool> {
         let open: Vec<_> = workers.iter().filter(|worker| !worker.is_closing()).cloned().collect();
         let queues: HashSet<_> = open.iter().map(|worker| worker.queue).collect();
@@ -324,8 +325,8 @@ impl Engine {
         Ok(true)
     }
 
-    /// Compares the jobs that the workers hold in the store with the jobs that the workers run. Stops cancelled jobs. If no worker runs a
-    /// held job, the response to its fetch was lost, so the job goes back into its queue.
+    /// Compares the jobs that the workers hold according to the store with the jobs that the workers run. Stops cancelled jobs. If no
+    /// worker runs a job that a worker holds, the response to the fetch was lost. Such a job goes back into its queue.
     async fn compare_held_jobs(&self, workers: &[Arc<WorkerHandle>]) -> StoreResult {
         let ids: Vec<_> = workers.iter().map(|worker| worker.id.clone()).collect();
         let Some(held) = self.unless_closing(workers, self.store.held(&ids)).await? else { return Ok(()) };
@@ -438,11 +439,11 @@ impl Engine {
     }
 }
 
-/// The delays before the two notifications for jobs that a transaction of the program enqueues. Most transactions commit within the first
-/// delay.
+/// When a transaction of the program enqueues jobs, the engine sends two notifications, each after one of these delays. Most transactions
+/// commit within the first delay.
 const COMMIT_DELAYS: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(190)];
 
-/// How soon after a notification the engine checks for delayed and cancelled jobs.
+/// The time from a notification until the engine checks for delayed and cancelled jobs.
 #[cfg(feature = "postgres")]
 const LOOK_AFTER_NOTICE: Duration = Duration::from_millis(100);
 

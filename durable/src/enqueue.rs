@@ -12,8 +12,8 @@ use std::time::{Duration, SystemTime};
 /// The end of the year 9999, in seconds since 1970. Some clients of Postgres cannot read later dates.
 const MAX_RUN_AT: Duration = Duration::from_secs(253_402_300_799);
 
-/// A request to enqueue one or more jobs, either all of them or none. The jobs are enqueued when the request is awaited, or by its method
-/// [`in_transaction`](Enqueue::in_transaction).
+/// A request to enqueue one or more jobs. To enqueue the jobs, await the request or call [`in_transaction`](Enqueue::in_transaction).
+/// Either all of the jobs are enqueued, or none.
 ///
 /// When the awaited request returns `Ok`, the jobs are committed to the store and survive a power failure. After an error, nothing was
 /// enqueued, with one exception. After [`Error::Unavailable`], the jobs may have been enqueued, because the server may have become
@@ -21,7 +21,7 @@ const MAX_RUN_AT: Duration = Duration::from_secs(253_402_300_799);
 ///
 /// # Cancel safety
 ///
-/// If the future is dropped, the jobs may have been enqueued.
+/// If the future is dropped before it resolves, the jobs may or may not have been enqueued.
 #[must_use = "jobs are enqueued when this is awaited"]
 pub struct Enqueue<R = JobId> {
     durable: Durable,
@@ -39,7 +39,7 @@ pub struct Enqueued {
     pub is_new: bool,
 }
 
-/// Enqueues several jobs when it is awaited. Returns the IDs of the jobs in the same order.
+/// A request to enqueue several jobs. The awaited request returns the IDs of the jobs, in the order of the jobs.
 pub type EnqueueAll = Enqueue<Vec<JobId>>;
 
 impl<R> Enqueue<R> {
@@ -55,14 +55,14 @@ impl<R> Enqueue<R> {
         Self { durable: durable.clone(), spec, payloads, to_output }
     }
 
-    /// Delays the jobs: they become due when this time has passed since the enqueue, by the clock of the store. Default: zero.
+    /// Delays the jobs. The jobs become due when this time has passed since they were enqueued, by the clock of the store. Default: zero.
     pub fn delay(mut self, delay: Duration) -> Self {
         self.spec.run_at = if delay > MAX_DURATION { RunAt::At(SystemTime::UNIX_EPOCH + MAX_RUN_AT) } else { RunAt::After(delay) };
         self
     }
 
-    /// Schedules the jobs: they do not start before this time. SQLite rounds the time up to milliseconds, and Postgres rounds it up to
-    /// microseconds.
+    /// Schedules the jobs for this time. The jobs do not start earlier. SQLite rounds the time up to milliseconds, and Postgres rounds it
+    /// up to microseconds.
     pub fn run_at(mut self, time: SystemTime) -> Self {
         self.spec.run_at = RunAt::At(time.min(SystemTime::UNIX_EPOCH + MAX_RUN_AT));
         self
@@ -85,7 +85,8 @@ impl<R> Enqueue<R> {
     ///
     /// If the connection has no open transaction, the jobs are committed immediately. Workers are notified 10 and 200 milliseconds after
     /// this call. If the transaction commits later, the workers find the jobs at their next poll. On SQLite, start the transaction with
-    /// `BEGIN IMMEDIATE`. Otherwise a transaction that reads before it writes can fail, because another transaction has written in between.
+    /// `BEGIN IMMEDIATE`. Otherwise a transaction that first reads and then writes can fail, because another transaction may write between
+    /// the read and the write.
     ///
     /// # Errors
     ///
@@ -120,7 +121,7 @@ impl Enqueue<Enqueued> {
     /// Reserves the [key](Enqueue::unique_key) for this time after the enqueue, even if the job ends earlier. Default: zero.
     ///
     /// The job stays in the store until this time has passed, even if its [retention](crate::WorkerOptions::retention) is shorter. If the
-    /// job is [discarded](crate::Queue::discard), the key is free earlier.
+    /// job is [discarded](crate::Queue::discard), the key is free immediately.
     pub fn unique_for(mut self, period: Duration) -> Self {
         self.spec.unique_for = Some(period.min(MAX_DURATION));
         self
@@ -156,7 +157,8 @@ impl<R> fmt::Debug for Enqueue<R> {
     }
 }
 
-/// A connection to the database that stores the jobs: `sqlx::SqliteConnection` or `sqlx::PgConnection`. Pass `&mut *transaction`.
+/// A connection to the database that stores the jobs: `sqlx::SqliteConnection` or `sqlx::PgConnection`. To use a transaction, pass `&mut
+/// *transaction`.
 pub trait Connection: sealed::Push {}
 
 mod sealed {

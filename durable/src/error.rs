@@ -2,7 +2,7 @@ use background_tasks::RejectReason;
 use std::{error, fmt, io};
 
 /// The error of a call to this crate. A failed call has changed nothing, unless the documentation of the call says otherwise. One exception
-/// applies to all calls: if the database becomes unavailable during the call ([`Error::Unavailable`]), the change may have been committed.
+/// applies to all calls. If the database becomes unavailable during the call ([`Error::Unavailable`]), the change may have been committed.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -19,8 +19,8 @@ pub enum Error {
     Full(sqlx::Error),
     /// The program has no permission to open or write the database.
     Denied(sqlx::Error),
-    /// The tables do not belong to this version of the crate, or the file is not a database. The same error means that a pooler is not in
-    /// session mode.
+    /// The tables do not belong to this version of the crate, or the file is not a database. This error can also mean that a connection
+    /// pooler of Postgres is not in session mode.
     Schema(String),
     /// The payload, result or checkpoint cannot be serialized as JSON.
     Encode(serde_json::Error),
@@ -30,12 +30,12 @@ pub enum Error {
     Refused(RejectReason),
     /// The schedule is invalid.
     Schedule(String),
-    /// Ticks of a schedule were skipped, because no process enqueued their jobs in time. This error is only reported to observers, never
-    /// returned.
+    /// Ticks of a schedule were skipped, because no process enqueued their jobs in time. Only observers receive this error. No call returns
+    /// it.
     MissedTicks(String),
     /// A worker could not renew its lease in time, or no longer holds a job. Another worker may already run the same job.
     LeaseLost(String),
-    /// A part of this crate, such as the heartbeats, cannot run. This error is only reported to observers, never returned.
+    /// A part of this crate, such as the heartbeats, cannot run. Only observers receive this error. No call returns it.
     Engine(String),
     /// Any other error of the database.
     Database(sqlx::Error),
@@ -103,7 +103,8 @@ impl error::Error for Error {
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         match &error {
-            // If the server refuses connections or is still starting, the pool retries until its time limit expires.
+            // If the server refuses connections or is still starting, the pool retries until its time limit expires, and then returns this
+            // error.
             sqlx::Error::PoolTimedOut => {
                 let text = "timed out waiting for a database connection: the database is unavailable or locked, or all connections are in use";
                 Self::Unavailable(text.to_owned())
@@ -128,8 +129,8 @@ impl From<sqlx::Error> for Error {
                     // The database does not exist, or the server has closed the connection or is still starting.
                     "3D000" | "57P01" | "57P02" | "57P03" | "57P05" => Self::Unavailable(cause.message().to_owned()),
                     "25006" | "42501" => Self::Denied(error),
-                    // Behind a pooler, another process has prepared a statement with the same name, or this server connection has not
-                    // prepared the statement.
+                    // A pooler that is not in session mode changes the server connection. On the new connection, another process has
+                    // prepared a statement with the same name, or the statement is not prepared.
                     "26000" | "42P05" => Self::Schema(pooler(cause.message())),
                     "08P01" if cause.message().contains("prepared statement") => Self::Schema(pooler(cause.message())),
                     code if code.starts_with("28") => Self::Denied(error),

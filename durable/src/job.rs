@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use ulid::Ulid;
 
-/// The ID of a job, which is the same in every process. Status pages find the job by its ID, and handlers use the ID as an idempotency key.
+/// The ID of a job, which is the same in every process. A status page can find the job by this ID, and a handler can use the ID as an
+/// idempotency key.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct JobId(pub(crate) Ulid);
@@ -49,13 +50,14 @@ impl FromStr for JobId {
     }
 }
 
-/// The argument of a handler. It contains the payload, the [ID](Job::id) and the attempt number of a job, and dereferences to the payload.
+/// A `Job` is the argument of a handler. It contains the payload, the [ID](Job::id) and the attempt number, and dereferences to the
+/// payload.
 ///
-/// A handler receives a job *at least once*: if a process dies before it has stored the outcome, the job runs again. The ID makes repeated
-/// attempts harmless if it is the key of an upsert, the idempotency key of a payment, or the `Message-ID` of a mail.
+/// A handler receives a job *at least once*: if a process dies before it has stored the outcome, the job runs again. If the handler uses
+/// the ID as the key of an upsert, as the idempotency key of a payment, or as the `Message-ID` of a mail, repeated attempts are harmless.
 ///
 /// After a failed attempt, the job is not retried while a clone of its `Job` exists. A [timeout](crate::WorkerOptions::timeout) does not
-/// stop a blocking closure that the handler has started, so move a clone into such a closure.
+/// stop a blocking closure that the handler has started, so move a clone of the `Job` into such a closure.
 #[derive(Clone, Debug)]
 pub struct Job<T> {
     pub(crate) payload: T,
@@ -95,11 +97,11 @@ impl<T> DerefMut for Job<T> {
     }
 }
 
-/// An error of a handler that determines whether and when the job is retried. After any other error, the job is retried with the worker's
-/// backoff. If the [last attempt](crate::WorkerOptions::max_attempts) fails, every error makes the job dead.
+/// An error with which a handler determines whether and when its job is retried. After an error of another type, the job is retried with
+/// the backoff of the worker. At the [last attempt](crate::WorkerOptions::max_attempts), every error makes the job dead.
 ///
-/// `?` converts any [`std::error::Error`] to a `Failure` that retries with the backoff. For that reason `Failure` itself does not implement
-/// `Error`. For other types that implement `Display`, use [`Failure::retry`].
+/// `?` converts any [`std::error::Error`] to a `Failure` that retries with the backoff. This conversion is possible only because `Failure`
+/// itself does not implement `Error`. For types that implement only `Display`, use [`Failure::retry`].
 ///
 /// ```
 /// use background_tasks_durable::{Failure, Job};
@@ -139,7 +141,7 @@ impl Failure {
         Self { text: format!("{error:#}"), next: Next::After(delay.min(MAX_DURATION)) }
     }
 
-    /// Creates a failure that retries the job with the worker's backoff, as any other error does.
+    /// Creates a failure that retries the job with the worker's backoff, as an error of any other type does.
     pub fn retry(error: impl fmt::Display) -> Self {
         Self { text: format!("{error:#}"), next: Next::Backoff }
     }
@@ -185,7 +187,7 @@ pub enum JobStatus {
 }
 
 impl JobStatus {
-    /// Returns whether the job has ended: it is done, dead or cancelled.
+    /// Returns whether the job has ended, which means that it is done, dead or cancelled.
     pub fn is_final(self) -> bool {
         matches!(self, Self::Done | Self::Dead | Self::Cancelled)
     }
@@ -234,7 +236,7 @@ pub struct JobInfo {
     payload: Vec<u8>,
 }
 
-/// Values by which lists sort their jobs, in addition to the times and IDs of the jobs.
+/// The values by which lists of jobs are sorted, in addition to the times and IDs of the jobs.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Position {
     pub(crate) state: String,
@@ -242,7 +244,7 @@ pub(crate) struct Position {
     pub(crate) limit_key: Option<String>,
 }
 
-/// A row of the store.
+/// The row of a job in the store.
 pub(crate) struct JobRow<'a> {
     pub(crate) id: Ulid,
     pub(crate) queue: String,
@@ -298,7 +300,7 @@ impl JobInfo {
         self.attempts.saturating_add(self.crashes)
     }
 
-    /// Returns the number of attempts whose worker died.
+    /// Returns how many attempts ended because the worker died.
     pub fn crashes(&self) -> u32 {
         self.crashes
     }

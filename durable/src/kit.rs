@@ -12,14 +12,14 @@ use serde::de::DeserializeOwned;
 use std::fmt::Display;
 use std::time::Duration;
 
-/// Runs the due jobs of a queue until no job is due. The jobs run one at a time, in the order in which a worker starts them. Returns one
-/// [`JobInfo`] for each attempt, which contains the state of the job after the attempt.
+/// Runs the due jobs of a queue until no job is due. The jobs run one at a time, in the order in which a worker would start them. Returns
+/// one [`JobInfo`] for each attempt, which contains the state of the job after the attempt.
 ///
 /// Each attempt runs as in a worker with these options. The function handles backoffs, timeouts, panics, upgrades, checkpoints, limits and
 /// [`on_dead`](WorkerOptions::on_dead) as in production. If the handler enqueues due jobs in the queue, the function also runs these jobs.
 /// If the handler always enqueues another job, the function never returns. As in a worker, a failed attempt ends when the last clone of its
-/// [`Job`] is dropped. A retry is not due before its backoff has expired: see [`advance`]. If the queue is paused, or if its limits allow
-/// no more jobs, the function runs no jobs.
+/// [`Job`] is dropped. A retry is not due before its backoff has expired. To let the backoff expire, call [`advance`]. If the queue is
+/// paused or its limits allow no further job, the function runs no further jobs.
 ///
 /// If a payload cannot be deserialized as a `T`, the job is [dead](JobStatus::Dead), and [`JobInfo::error`] names the type and the cause.
 /// Assert the status of each attempt, because `drain` returns `Ok` even if attempts fail.
@@ -58,7 +58,7 @@ pub async fn advance(durable: &Durable, by: Duration) -> Result<(), Error> {
     Ok(())
 }
 
-/// Returns the jobs of a queue that wait or are retried, in the order in which they were enqueued. The list contains all of these jobs.
+/// Returns the jobs of a queue that wait or are retried, in the order in which they were enqueued. The length of the list is not limited.
 ///
 /// # Errors
 ///
@@ -76,7 +76,7 @@ pub async fn enqueued<T: DeserializeOwned>(queue: &Queue<T>) -> Result<Vec<Enque
     rows.into_iter().map(job).collect()
 }
 
-/// A job that waits or is retried. [`enqueued`] returns it.
+/// A job that waits or is retried. [`enqueued`] returns an `EnqueuedJob` for each of these jobs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EnqueuedJob<T> {

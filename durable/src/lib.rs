@@ -1,5 +1,5 @@
-//! Background jobs that survive a crash of the process. The jobs are stored in a SQLite file or in Postgres, and run as tasks of a
-//! [`background_tasks`] registry.
+//! Runs background jobs that survive a crash of the process. The crate stores the jobs in a SQLite file or in Postgres, and runs them as
+//! tasks of a [`background_tasks`] registry.
 //!
 //! ```no_run
 //! use background_tasks::{Registry, TokioSpawner};
@@ -26,8 +26,8 @@
 //! # }
 //! ```
 //!
-//! **Every job runs at least once.** A process can die after it has done the work of a job and before it has stored the outcome. Such a job
-//! runs again, so handlers must be idempotent. [`Job::id`] is the same at every attempt: use it as the key of an upsert, or as the
+//! **Every job runs at least once.** A process can die after it has done the work of a job, but before it has stored the outcome. Such a
+//! job runs again, so handlers must be idempotent. [`Job::id`] is the same at every attempt. Use this ID as the key of an upsert, or as the
 //! idempotency key of a request. The page [`migrating`] shows how to write idempotent handlers, and which work does not need a stored job.
 //!
 //! # Life of a job
@@ -53,7 +53,8 @@
 //!     day: u64,
 //! }
 //!
-//! /// The result is stored. An error from `?` retries the job after a backoff. A `Failure` can instead make it dead or set the delay.
+//! /// The returned value is stored as the result of the job. An error from `?` retries the job after a backoff. A `Failure` can make the
+//! /// job dead, or set the delay before the retry.
 //! async fn write(report: Job<Report>) -> Result<usize, Failure> {
 //!     if report.day == 0 {
 //!         return Err(Failure::dead("invalid day"));
@@ -90,7 +91,8 @@
 //! }
 //! ```
 //!
-//! A schedule is in the example of `Queue::cron`, and an exactly-once handler in the example of [`Job::complete_in`].
+//! The example of `Queue::cron` shows a schedule. The example of [`Job::complete_in`] shows a handler whose database writes happen exactly
+//! once.
 //!
 //! # Stores
 //!
@@ -176,11 +178,11 @@ pub use self::limits::QueueLimits;
 pub use self::operator::{QueueInfo, UntypedQueue};
 pub use self::options::WorkerOptions;
 pub use self::queue::Queue;
-/// Re-exports `chrono`, because [`CronSchedule::zone`] takes a time zone of this crate.
+/// Re-exports `chrono`, because [`CronSchedule::zone`] takes a time zone of `chrono`.
 #[cfg(feature = "cron")]
 pub use chrono;
-/// Re-exports the database driver, for [transactions of the program](Durable::sqlite_pool). If a program also depends on `sqlx` itself, it
-/// must use the same version.
+/// Re-exports the database driver `sqlx`, for [transactions of the program](Durable::sqlite_pool). If a program also depends on `sqlx`
+/// directly, the program must use the same version of `sqlx` as this crate.
 pub use sqlx;
 
 #[cfg(all(doctest, feature = "sqlite"))]

@@ -3,8 +3,8 @@ use std::time::Duration;
 /// The limits of a queue. All workers of the queue share the limits, in any number of processes. See
 /// [`Queue::set_limits`](crate::Queue::set_limits).
 ///
-/// The limits are exact, because a job counts as running as soon as a worker fetches it. If a queue has limits, fetches take longer,
-/// because its workers fetch one after another.
+/// The limits are exact, because a job counts as running as soon as a worker fetches it. Fetches from a queue with limits take longer than
+/// other fetches, because the workers of the queue fetch one after another.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[must_use = "pass the limits to `set_limits`"]
 pub struct QueueLimits {
@@ -14,19 +14,19 @@ pub struct QueueLimits {
 }
 
 impl QueueLimits {
-    /// Sets how many jobs of the queue run at the same time. Default: no limit. Minimum: 1.
+    /// Sets how many jobs of the queue can run at the same time. Default: no limit. Minimum: 1.
     pub fn running(mut self, jobs: u32) -> Self {
         self.running = Some(jobs.max(1));
         self
     }
 
-    /// Sets how many jobs with the same [limit key](crate::Enqueue::limit_key) run at the same time. Default: no limit. Minimum: 1.
+    /// Sets how many jobs with the same [limit key](crate::Enqueue::limit_key) can run at the same time. Default: no limit. Minimum: 1.
     pub fn running_per_key(mut self, jobs: u32) -> Self {
         self.running_per_key = Some(jobs.max(1));
         self
     }
 
-    /// Sets how many jobs start per period on average. Default: no limit. Minimum: 1 job and a period of 1 millisecond.
+    /// Sets how many jobs can start per period on average. Default: no limit. Minimum: 1 job and a period of 1 millisecond.
     ///
     /// The limit is a token bucket of `jobs` tokens that refills evenly over `period`. After an idle period, up to `jobs` jobs can start at
     /// the same time. Each further job waits for a token.

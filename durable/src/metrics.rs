@@ -1,5 +1,5 @@
-//! Records metrics through the `metrics` facade. Nothing is recorded if the feature `metrics` is disabled, or before the program calls
-//! `record_metrics`.
+//! Records metrics through the `metrics` facade. If the feature `metrics` is disabled, or the program has not called `record_metrics`,
+//! nothing is recorded.
 
 #[cfg(feature = "metrics")]
 mod recording;
@@ -7,7 +7,7 @@ mod recording;
 #[cfg(feature = "metrics")]
 pub(crate) use self::recording::Metrics;
 
-/// Records nothing.
+/// Records nothing, because the feature `metrics` is disabled.
 #[cfg(not(feature = "metrics"))]
 #[derive(Default)]
 pub(crate) struct Metrics(());

@@ -30,8 +30,8 @@ pub struct QueueInfo {
 }
 
 impl Durable {
-    /// Returns all queues that have jobs or workers, and queues that ever had limits or a pause. The list is sorted by name, and includes
-    /// the queues of other programs.
+    /// Returns all queues that have jobs or workers, and all queues that have ever had limits or a pause. The list is sorted by name, and
+    /// includes the queues of other programs.
     ///
     /// The call executes a single statement. The duration of this statement does not depend on the number of jobs, because each count stops
     /// above [`QueueCounts::LIMIT`].
@@ -59,7 +59,7 @@ impl Durable {
     }
 }
 
-/// A queue whose jobs have an unknown type. Tools use it to operate the queues of other programs.
+/// A queue for a program that does not know the type of its jobs, such as a tool that operates the queues of other programs.
 ///
 /// ```no_run
 /// # use background_tasks_durable::{Durable, Error, JobStatus};
@@ -92,13 +92,13 @@ impl UntypedQueue {
         &self.name
     }
 
-    /// Returns up to 100 jobs with this status. If `after` is `None`, these are the first jobs of the list. Otherwise these are the jobs
-    /// that follow the job `after`.
+    /// Returns up to 100 jobs with this status. If `after` is `None`, returns the first jobs of the list. Otherwise returns the jobs that
+    /// follow the job `after`.
     ///
-    /// Waiting jobs are listed in the order in which they run. Jobs that are due come first, sorted by priority. After them come jobs that
-    /// wait because of the limit of their key, and at last jobs that are due later. Jobs that are done, dead or cancelled are sorted by the
-    /// time at which they ended, latest first. Running and retrying jobs are sorted by their due time, earliest first. `after` must be a
-    /// job of the same list.
+    /// Waiting jobs are listed in the order in which they run. The list starts with jobs that are due, sorted by priority. Then follow jobs
+    /// that wait because of the limit of their key. Jobs that are due later are at the end. Jobs that are done, dead or cancelled are
+    /// sorted by the time at which they ended, latest first. Running and retrying jobs are sorted by their due time, earliest first.
+    /// `after` must be a job of the same list.
     ///
     /// # Errors
     ///

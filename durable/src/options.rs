@@ -64,8 +64,9 @@ impl WorkerOptions {
     /// Sets the batch size of fetches. Default: 1. Minimum: 1. Maximum: 1,000.
     ///
     /// A worker has one permit for each job that it can run at the same time. It fetches jobs when at least one permit is free. A fetch
-    /// takes one job for each free permit, or as many jobs as the batch size if that number is larger. Larger batches are faster for short
-    /// jobs. Fetched jobs without a permit wait in this worker, even if other workers are idle.
+    /// takes one job for each free permit. If the batch size is larger than the number of free permits, the fetch takes as many jobs as the
+    /// batch size. With short jobs, a worker with large batches is faster, because it fetches less often. Fetched jobs without a permit
+    /// wait in this worker, even if other workers are idle.
     pub fn batch_size(mut self, jobs: usize) -> Self {
         self.batch_size = jobs.clamp(1, MAX_ROWS);
         self
@@ -74,9 +75,9 @@ impl WorkerOptions {
     /// Sets how often the process polls the store. Default: 1 second on Postgres, and 25 ms on SQLite. Minimum: 1 ms.
     ///
     /// Jobs that the same process enqueues start immediately. On Postgres, jobs that other processes enqueue also start immediately,
-    /// because the processes send notifications. The polls find only jobs whose notification was lost. On SQLite, the process polls for
-    /// changes of the file, at least once a second. Each of these polls takes microseconds. If the workers of a process have different
-    /// intervals, all of them use the shortest interval.
+    /// because the processes send notifications. There, the polls are needed only for jobs whose notification was lost. On SQLite, the
+    /// process polls for changes of the file, at least once a second. Each of these polls takes microseconds. If the workers of a process
+    /// have different intervals, all of them use the shortest interval.
     pub fn poll_interval(mut self, interval: Duration) -> Self {
         self.poll_interval = Some(interval.clamp(Duration::from_millis(1), MAX_DURATION));
         self
@@ -84,18 +85,18 @@ impl WorkerOptions {
 
     /// Sets how long a worker is treated as alive after its last heartbeat. Default: 30 seconds. Minimum: 3 seconds.
     ///
-    /// When the lease expires, other workers take the jobs of this worker. A dedicated thread sends the heartbeats of the process. This
-    /// thread sends five heartbeats during the shortest lease of the workers.
+    /// When the lease expires, other workers take the jobs of this worker. A dedicated thread sends the heartbeats of the process. It sends
+    /// five heartbeats in the time of the shortest lease of all workers in the process.
     ///
-    /// The lease must be longer than any time for which the store is down, locked or stalled. It must also be longer than any forward jump
-    /// of the store's clock. Otherwise another process may treat this worker as dead, and the worker's jobs run twice. Use short leases in
+    /// Choose a lease that is longer than any time for which the store is down, locked or stalled, and longer than any forward jump of the
+    /// store's clock. Otherwise another process may treat this worker as dead, and run the worker's jobs a second time. Use short leases in
     /// tests only.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = lease.clamp(Duration::from_secs(3), MAX_DURATION);
         self
     }
 
-    /// Sets how many attempts a job has before it is dead. Default: 20. Minimum: 1.
+    /// Sets the number of attempts after which a failed job is dead. Default: 20. Minimum: 1.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.max_attempts = attempts.max(1);
         self
@@ -104,7 +105,8 @@ impl WorkerOptions {
     /// Sets how many times a job runs again after the death of its worker. Default: 10. After one more death, the job is dead.
     ///
     /// A death is not counted as an attempt for [`max_attempts`](Self::max_attempts). When a worker dies, the death is counted for every
-    /// job that the worker held. A job with two deaths runs alone in its process, so that other jobs cannot add deaths to this job.
+    /// job that the worker held. A job with two deaths runs alone in its process, so that a crash caused by another job is not counted for
+    /// this job.
     pub fn crashes(mut self, crashes: u32) -> Self {
         self.crashes = crashes;
         self
@@ -112,8 +114,8 @@ impl WorkerOptions {
 
     /// Sets the first and the longest delay before a failed job is retried. Default: 1 second and 10 minutes.
     ///
-    /// The delay doubles with each attempt, and is then shortened by up to half at random. Jobs that failed at the same time are therefore
-    /// retried at different times.
+    /// The delay doubles with each attempt, and is then shortened by a random part of up to half. Jobs that failed at the same time are
+    /// therefore retried at different times.
     pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
         self.backoff = (first.min(MAX_DURATION), longest.min(MAX_DURATION));
         self
@@ -129,11 +131,11 @@ impl WorkerOptions {
         self
     }
 
-    /// Sets how long the store may take to respond to the worker. Default: 15 seconds. Minimum: 1 second.
+    /// Sets the longest time for which the worker waits for a response of the store. Default: 15 seconds. Minimum: 1 second.
     ///
-    /// When the response timeout expires, the worker repeats the call. On Postgres, the worker repeats the call on another connection. When
-    /// the worker commits outcomes, the time limit doubles with each retry, up to 10 minutes, because the store may be overloaded.
-    /// Heartbeats have a separate time limit: two fifths of the shortest lease, and at least 2 seconds.
+    /// When this time expires, the worker repeats the call. On Postgres, it uses another connection for the repeated call. When the worker
+    /// commits outcomes, the time limit doubles with each retry, up to 10 minutes, because the store may be overloaded. Heartbeats have a
+    /// separate time limit: two fifths of the shortest lease, and at least 2 seconds.
     pub fn response_timeout(mut self, limit: Duration) -> Self {
         self.response_timeout = limit.clamp(Duration::from_secs(1), MAX_DURATION);
         self
@@ -154,7 +156,7 @@ impl WorkerOptions {
     /// Sets a function that this worker calls when a failed attempt has made a job dead. Default: none.
     ///
     /// The worker calls the function after the outcome of the attempt is committed. To enqueue other jobs, the function can start a task.
-    /// The function is not called if the process dies before the call, or if the last attempt was aborted. If the function panics, the
+    /// If the process dies before the call, or if the last attempt was aborted, the function is not called. If the function panics, the
     /// panic is ignored.
     pub fn on_dead(mut self, hook: impl Fn(&JobInfo) + Send + Sync + 'static) -> Self {
         self.on_dead = Some(Arc::new(hook));
@@ -169,8 +171,8 @@ impl WorkerOptions {
 
     /// Sets how long a job with an unknown payload version waits before a worker fetches it again. Default: 60 seconds.
     ///
-    /// After such a job, this worker fetches only about once a second, so that workers of a newer release fetch first. This lasts for twice
-    /// the delay, and for at most 5 minutes.
+    /// After this worker has fetched such a job, it fetches only about once a second for twice the delay, but for at most 5 minutes. During
+    /// this time, workers of a newer release usually fetch first.
     pub fn unknown_version_delay(mut self, delay: Duration) -> Self {
         self.unknown_version_delay = delay.min(MAX_DURATION);
         self

@@ -6,7 +6,7 @@ use futures_util::future::{Either, select};
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-/// The first and the longest delay before a retry.
+/// The first and the longest delay before a failed call to the store is retried.
 pub(crate) const RETRY_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// The default of [`WorkerOptions::response_timeout`](crate::WorkerOptions::response_timeout). `Queue::cron` uses the same time limit for
@@ -14,7 +14,7 @@ pub(crate) const RETRY_BACKOFF: (Duration, Duration) = (Duration::from_millis(10
 pub(crate) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
 const MAX_RESPONSE_TIMEOUT: Duration = Duration::from_mins(10);
 
-/// Reports a failure to the registry's observers. It is used for failures that do not belong to a single job.
+/// Reports a failure that does not belong to a single job. The registry's observers receive the report.
 pub(crate) type Report = Box<dyn Fn(Error) + Send + Sync>;
 
 /// Calls the store with a time limit.
@@ -40,7 +40,7 @@ impl ResponseTimeout {
     }
 }
 
-/// A sequence of failed calls, of which only the first failure is reported.
+/// An outage of the store, which is a sequence of failed calls. Only the first failure is reported.
 pub(crate) struct Outage<'a> {
     report: &'a Report,
     retry_delay: Duration,

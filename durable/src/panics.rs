@@ -4,7 +4,7 @@ use futures_util::future::FutureExt;
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
 
-/// Runs a future and returns the payload of its panic as the error.
+/// Runs a future. If the future panics, returns the payload of the panic as an error.
 pub(crate) async fn catch<F: Future>(future: F) -> Result<F::Output, Box<dyn Any + Send>> {
     AssertUnwindSafe(future).catch_unwind().await
 }

@@ -15,7 +15,7 @@ use std::{fmt, iter};
 /// Converts a payload of another version to the payload type of the queue.
 pub(crate) type Upgrade<T> = Arc<dyn Fn(&[u8]) -> Result<T, serde_json::Error> + Send + Sync>;
 
-/// A named queue of jobs of one type. All `Queue` values with the same name and the same store are the same queue, even in different
+/// A named queue of jobs of one type. All `Queue` values with the same name and the same store refer to the same queue, even in different
 /// processes.
 ///
 /// Names and payloads stay in the store after a deploy. Every job is stored with the [version](Queue::version) of its payload. If a worker
@@ -40,7 +40,7 @@ impl<T> fmt::Debug for Queue<T> {
 }
 
 impl Durable {
-    /// Returns the queue with this name. All jobs of a queue have one type.
+    /// Returns the queue with this name. All jobs of a queue have the same payload type `T`.
     ///
     /// The name of the queue is stored with each job. If the name in the program changes, existing jobs stay in the queue with the old
     /// name. This call does not access the store.
@@ -109,11 +109,11 @@ impl<T> Queue<T> {
     /// queue or has been deleted. The wait has no time limit.
     ///
     /// If a worker of this process runs the job, the wait ends as soon as the job ends. If another process runs the job, the wait ends up
-    /// to a quarter of a second later. One statement polls the store for all waits of the process.
+    /// to a quarter of a second later. All waits of the process share one statement that polls the store.
     ///
     /// # Errors
     ///
-    /// Errors of the store. An outage of the store ends the wait.
+    /// Errors of the store. During an outage of the store, the wait ends with an error.
     ///
     /// # Cancel safety
     ///
@@ -195,7 +195,7 @@ impl<T> Queue<T> {
         self.untyped().discard_all().await
     }
 
-    /// Cancels a job, in any process. Returns `false` if the job is done, dead, cancelled or unknown.
+    /// Cancels a job, even if another process runs it. Returns `false` if the job is done, dead, cancelled or unknown.
     ///
     /// A job that is still waiting will never run. If the job runs, its worker drops the handler's future at the handler's next await
     /// point. A worker in this process drops the future immediately. A worker in another process usually drops the future within 0.1
@@ -209,8 +209,8 @@ impl<T> Queue<T> {
         self.untyped().cancel(id).await
     }
 
-    /// Pauses the queue in all processes: workers fetch none of its jobs until [`resume`](Queue::resume) is called. Jobs that were already
-    /// fetched still run, and new jobs can be enqueued. The pause is stored, so it continues after a restart of the processes.
+    /// Pauses the queue in all processes. Workers fetch no jobs of the queue until [`resume`](Queue::resume) is called. Jobs that were
+    /// already fetched still run, and new jobs can be enqueued. The pause is stored, so it continues after a restart of the processes.
     ///
     /// # Errors
     ///
@@ -248,7 +248,7 @@ impl<T> Queue<T> {
         self.durable.runtime.enter(self.store().counts(self.name)).await
     }
 
-    /// Deserializes a payload of this version. A payload of another version is then converted.
+    /// Deserializes a payload that has this version. If the queue has another version, converts the payload to `T`.
     pub(crate) fn read(&self, version: u32, payload: &[u8]) -> Result<T, ReadError>
     where
         T: DeserializeOwned,

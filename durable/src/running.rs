@@ -72,7 +72,7 @@ impl fmt::Debug for RunningJob {
     }
 }
 
-/// The state that the clones of a [`Job`] share. It is dropped with the last clone.
+/// The state that the clones of a [`Job`] share. This value is dropped when the last clone is dropped.
 pub(crate) struct JobHandle(pub(crate) Arc<RunningJob>);
 
 impl JobHandle {
@@ -104,11 +104,11 @@ impl fmt::Debug for JobHandle {
 }
 
 impl<T> Job<T> {
-    /// Marks the job as done in a transaction of the handler on the same database. The job is done if and only if the transaction commits,
-    /// so the writes of the transaction happen exactly once.
+    /// Marks the job as done in a transaction of the handler on the database that stores the job. The job is done if and only if the
+    /// transaction commits, so the writes of the transaction happen exactly once.
     ///
-    /// Commit the transaction, and then return `Ok` from the handler. The value in `Ok` is ignored: `result` is stored as the result of the
-    /// job. If the handler returns without committing the transaction, the attempt has failed.
+    /// Commit the transaction, and then return `Ok` from the handler. The result of the job is `result`. The value in `Ok` is ignored. If
+    /// the handler returns without committing the transaction, the attempt has failed.
     ///
     /// ```
     /// use background_tasks_durable::{Failure, Job, sqlx};

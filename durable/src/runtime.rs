@@ -1,4 +1,4 @@
-//! Gives the database driver the context of a tokio runtime, whichever executor polls and drops the futures of the driver.
+//! Enters a tokio runtime whenever a future of the database driver is polled or dropped, so that any executor can run these futures.
 
 use crate::error::Error;
 use pin_project_lite::pin_project;
@@ -37,7 +37,7 @@ pin_project! {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
             let _context = this.runtime.enter();
-            this.future.set(None); // a dropped connection returns to its pool in a spawned task
+            this.future.set(None); // a dropped connection spawns a task that puts it back into its pool
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Defines the database operations that the engine and the queues call. Only the code of the stores contains SQL.
 //!
 //! Where possible, each call of the engine is a single statement. The server, or the thread of the SQLite driver, executes this statement
-//! to its end. A handler that blocks the runtime therefore never keeps a lock or a transaction open.
+//! to its end. Even if a handler blocks the runtime, such a call therefore leaves no lock and no transaction open.
 
 use crate::error::Error;
 use crate::job::{JobInfo, JobStatus, QueueCounts};
@@ -24,7 +24,7 @@ pub(crate) type StoreFuture<'a, T = ()> = BoxFuture<'a, StoreResult<T>>;
 /// The maximum number of jobs that one statement fetches, commits or changes. A call that changes more jobs repeats its statement.
 pub(crate) const MAX_ROWS: usize = 1000;
 
-/// When a job is due.
+/// The time at which a job is due.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum RunAt {
     Now,
@@ -51,7 +51,7 @@ pub struct JobSpec {
 #[derive(Debug)]
 pub struct Pushed {
     pub(crate) ids: Vec<Ulid>,
-    /// `false` if the key is in use. In this case, `ids` contains the ID of the job that uses the key.
+    /// Whether the jobs are new. If `false`, an existing job uses the unique key, and `ids` contains the ID of this job.
     pub(crate) is_new: bool,
 }
 
@@ -185,7 +185,7 @@ pub(crate) enum Committed {
     Lost,
 }
 
-/// The result of a check of a queue.
+/// The result of a check whether a queue has due jobs.
 #[derive(Clone, Debug)]
 pub(crate) struct QueueTick {
     pub(crate) queue: String,
@@ -242,7 +242,7 @@ pub(crate) trait Store: Send + Sync + 'static {
     }
     /// Returns the default of the [poll interval](crate::WorkerOptions::poll_interval).
     fn poll_interval(&self) -> Duration;
-    /// Returns how often the engine checks its queues if its workers have this poll interval.
+    /// Returns the interval at which the engine checks the queues for due jobs. `poll_interval` is the poll interval of the workers.
     fn look_interval(&self, poll_interval: Duration) -> Duration {
         poll_interval
     }
@@ -259,31 +259,33 @@ pub(crate) trait Store: Send + Sync + 'static {
     /// Puts the jobs that these workers hold back into their queues, and deletes the workers. A later fetch for a deleted worker finds no
     /// jobs.
     fn deregister<'a>(&'a self, workers: &'a [String]) -> StoreFuture<'a>;
-    /// Makes the due jobs of these queues available, and checks the queues.
+    /// Makes the due jobs of these queues available to workers. Returns for each queue whether workers can fetch jobs, and when the next
+    /// job is due.
     fn tick<'a>(&'a self, queues: &'a [&'static str]) -> StoreFuture<'a, Vec<QueueTick>>;
     /// Fetches jobs in the order in which they run. Each queue must occur in only one request. If a queue is paused or has limits, none of
     /// its jobs are fetched.
     fn fetch<'a>(&'a self, requests: &'a [FetchRequest]) -> StoreFuture<'a, Vec<FetchedJob>>;
     /// Fetches jobs like `fetch`, but from a queue with limits.
     fn fetch_limited<'a>(&'a self, request: &'a FetchRequest) -> StoreFuture<'a, LimitedFetch>;
-    /// Commits outcomes, and makes blocked jobs available if their limit key is free again.
+    /// Commits outcomes, and makes blocked jobs available if the limit of their key allows these jobs again.
     fn commit<'a>(&'a self, outcomes: &'a [Outcome]) -> StoreFuture<'a, Vec<Committed>>;
     /// Returns the jobs that these workers hold.
     fn held<'a>(&'a self, workers: &'a [String]) -> StoreFuture<'a, Vec<HeldJob>>;
-    /// Makes fetched jobs available again. No worker has started these jobs.
+    /// Makes fetched jobs that no worker has started available again.
     fn give_back<'a>(&'a self, jobs: &'a [HeldJob]) -> StoreFuture<'a>;
     /// Deletes some of the jobs whose retention has expired. Returns the number of deleted jobs.
     fn prune<'a>(&'a self, queue: &'a str, retention: Duration, dead_retention: Duration) -> StoreFuture<'a, u64>;
-    /// Makes the next blocked job of each limit key available, because a process may have died before it could do this.
+    /// Makes the next blocked job of each limit key available. This call is needed if a process has died before it could make the job
+    /// available.
     fn unblock<'a>(&'a self, queue: &'a str) -> StoreFuture<'a>;
-    /// Returns the stored last tick of a schedule. If `tick` is later, stores `tick` in its place.
+    /// Returns the stored last tick of a schedule. If `tick` is later than the stored tick, stores `tick` as the last tick.
     #[cfg(feature = "cron")]
     fn last_tick<'a>(&'a self, queue: &'a str, schedule: &'a str, tick: Option<i64>) -> StoreFuture<'a, Option<i64>>;
     fn save_checkpoint<'a>(&'a self, id: Ulid, run: i32, checkpoint: &'a str) -> StoreFuture<'a, bool>;
 
     /// Finds a job in this queue, or in any queue if no name is given.
     fn info<'a>(&'a self, queue: Option<&'a str>, id: Ulid) -> StoreFuture<'a, Option<JobInfo>>;
-    /// Returns the statuses of these jobs, without jobs that do not exist.
+    /// Returns the statuses of these jobs. Skips jobs that do not exist.
     fn statuses<'a>(&'a self, ids: &'a [Ulid]) -> StoreFuture<'a, Vec<(Ulid, JobStatus)>>;
     /// Returns jobs of one [state of the store](STATES).
     fn jobs<'a>(
@@ -294,10 +296,11 @@ pub(crate) trait Store: Send + Sync + 'static {
         after: Option<&'a JobInfo>,
         limit: usize,
     ) -> StoreFuture<'a, Vec<JobInfo>>;
-    /// Makes one dead job available, or up to `MAX_ROWS` dead jobs if no ID is given. Returns the number of changed jobs.
+    /// Makes the dead job with this ID available. If no ID is given, makes up to `MAX_ROWS` dead jobs available. Returns the number of
+    /// changed jobs.
     fn retry<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, u64>;
-    /// Deletes one job that does not run and is not done, or up to `MAX_ROWS` dead jobs if no ID is given. Returns the number of deleted
-    /// jobs.
+    /// Deletes the job with this ID, unless it runs or is done. If no ID is given, deletes up to `MAX_ROWS` dead jobs. Returns the number
+    /// of deleted jobs.
     fn discard<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, u64>;
     fn cancel<'a>(&'a self, queue: &'a str, id: Ulid) -> StoreFuture<'a, bool>;
     fn counts<'a>(&'a self, queue: &'a str) -> StoreFuture<'a, QueueCounts>;
@@ -305,7 +308,7 @@ pub(crate) trait Store: Send + Sync + 'static {
     fn queues(&self) -> StoreFuture<'_, Vec<QueueInfo>>;
     fn pause<'a>(&'a self, queue: &'a str, is_paused: bool) -> StoreFuture<'a>;
     fn set_limits<'a>(&'a self, queue: &'a str, limits: QueueLimits) -> StoreFuture<'a>;
-    /// Returns the jobs that wait or are retried, oldest first.
+    /// Returns the jobs of a queue that wait or are retried, oldest first.
     fn enqueued<'a>(&'a self, queue: &'a str) -> StoreFuture<'a, Vec<EnqueuedRow>>;
     /// Moves all times of jobs and queues into the past.
     fn advance(&self, by: Duration) -> StoreFuture<'_>;
@@ -322,7 +325,7 @@ pub(crate) trait Store: Send + Sync + 'static {
 /// The states of jobs in the store. Jobs in the first three states have the status `Waiting`, and lists show these states in this order.
 pub(crate) const STATES: [&str; 8] = ["available", "blocked", "scheduled", "running", "retrying", "done", "dead", "cancelled"];
 
-/// The order of the jobs in a list. The index of their state has the same order.
+/// The order of the jobs in a list. The database index for the state of these jobs has the same order.
 #[derive(Clone, Copy)]
 pub(crate) enum Order {
     /// Sorts jobs in the order in which they run.
@@ -437,7 +440,8 @@ impl QueueRow {
     }
 }
 
-/// Fails if a database does not contain the tables of this version. `done` is the version of the tables in the database.
+/// Fails if the tables in a database do not have the newest version that this crate knows. `done` is the version of the tables, or `None`
+/// if there are no tables.
 fn check_version(all: &[&str], done: Option<i64>) -> StoreResult {
     let Some(done) = done else {
         return Err(Error::Schema("no tables of background-tasks-durable".to_owned()));
@@ -450,8 +454,8 @@ fn check_version(all: &[&str], done: Option<i64>) -> StoreResult {
     )))
 }
 
-/// Returns the versions of the tables that the database does not have yet, oldest first. Each version is applied one time, in a
-/// transaction.
+/// Returns the migrations that the database has not run yet, oldest first, with the versions of the tables that they create. Each migration
+/// runs one time, in a transaction.
 fn missing_versions<'a>(all: &[&'a str], done: i64) -> StoreResult<Vec<(i64, &'a str)>> {
     let newest = i64::try_from(all.len()).unwrap_or(i64::MAX);
     if done > newest {

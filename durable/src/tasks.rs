@@ -1,5 +1,6 @@
 //! Starts the tasks that this crate itself runs in a registry: `QUEUE worker` and `QUEUE cron`. These tasks take no permits of the
-//! registry. A limit of the registry therefore applies only to the jobs. Even if the registry is full, this crate can report an outage.
+//! registry. The registry's limit of tasks in flight therefore applies only to the jobs. Even if the registry is full, this crate can
+//! report an outage.
 
 use crate::error::Error;
 use background_tasks::{Registry, RejectReason, SpawnInfo, Spawner, Tracked};

@@ -1,8 +1,8 @@
-//! Helpers for tests of programs that enqueue and run jobs.
+//! Contains functions for tests of programs that enqueue and run jobs.
 //!
 //! [`Durable::in_memory`](crate::Durable::in_memory) creates a store for one test. [`enqueued`] lists the jobs that wait in a queue.
 //! [`drain`] runs the jobs of a queue that are due, without a registry and without a worker. [`advance`] moves the clock of the store
-//! forward: jobs that are due later, or that wait for their backoff, become due.
+//! forward, so that jobs become due that are scheduled for later or wait for their backoff.
 //!
 //! ```
 //! use background_tasks_durable::testing::{advance, drain, enqueued};

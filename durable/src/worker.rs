@@ -35,8 +35,8 @@ impl<T> Queue<T> {
     /// # Outcomes
     ///
     /// A job's task ends when the outcome of the job is committed to the store. If an attempt fails or panics, the registry counts its task
-    /// as failed or panicked, and the job is retried or dead. If [`Registry::abort`] aborts the task while the registry is not shutting
-    /// down, the attempt has failed.
+    /// as failed or panicked, and the job is retried or becomes dead. If [`Registry::abort`] aborts the task while the registry is not
+    /// shutting down, the attempt counts as failed.
     ///
     /// For each failed attempt, the registry's observers receive a message with the job, the attempt, the error and the next step:
     ///
@@ -50,29 +50,29 @@ impl<T> Queue<T> {
     /// # Shutdown
     ///
     /// When shutdown starts, the worker fetches no more jobs. Jobs that are fetched but not started go back into the queue. Running jobs
-    /// continue, and so do the heartbeats. The registry is drained only after the running jobs have ended. If [`Registry::abort`]
-    /// interrupts a job during the shutdown, the job goes back into the queue, and the interrupted attempt is not counted. Only a registry
-    /// with [inspection](background_tasks::RegistryBuilder::inspect) can abort tasks.
+    /// and heartbeats continue. The registry is drained only after the running jobs have ended. If [`Registry::abort`] interrupts a job
+    /// during the shutdown, the job goes back into the queue, and the interrupted attempt is not counted. Only a registry with
+    /// [inspection](background_tasks::RegistryBuilder::inspect) can abort tasks.
     ///
-    /// If the process exits without an abort, other workers take its running jobs when the [lease](WorkerOptions::lease) expires. The exit
-    /// is counted as a [crash](WorkerOptions::crashes) of each of these jobs.
+    /// If the process exits while jobs run that were not aborted, other workers take these jobs when the [lease](WorkerOptions::lease)
+    /// expires. The exit is counted as a [crash](WorkerOptions::crashes) of each of these jobs.
     ///
     /// # Outages of the store
     ///
-    /// During an outage, the worker retries its calls after 0.1 to 5 seconds. Outcomes that it could not commit stay in memory. A shutdown
-    /// waits until these outcomes are committed, so set a deadline for the shutdown. The worker reports an outage as a failed task named
-    /// `QUEUE worker`. Fetches, heartbeats, maintenance and each batch of outcomes report the same outage separately, one time each. If the
-    /// worker could not renew its lease in time, it reports [`Error::LeaseLost`] in the same way.
+    /// During an outage, the worker retries its calls to the store after 0.1 to 5 seconds. Outcomes that it could not commit stay in
+    /// memory. A shutdown waits until these outcomes are committed, so set a deadline for the shutdown. The worker reports an outage as a
+    /// failed task named `QUEUE worker`. The fetches, the heartbeats, the maintenance and each batch of outcomes each report the outage one
+    /// time. If the worker could not renew its lease in time, it reports [`Error::LeaseLost`] in the same way.
     ///
     /// # Handlers that block
     ///
     /// If a handler blocks its thread, its worker keeps the lease, because a dedicated thread sends the heartbeats. The blocked thread can
     /// still delay other jobs, their outcomes and the shutdown of the process. Therefore move blocking work to `spawn_blocking` or a
     /// similar function. A [timeout](WorkerOptions::timeout) or a [cancellation](Queue::cancel) drops the handler's future, but does not
-    /// stop a blocking closure that the handler has started. Move the [`Job`] or a clone of the `Job` into the closure. A failed attempt
-    /// then ends when the last clone is dropped. Until the last clone is dropped, the job keeps its permit and its lease, and is not
-    /// retried. A shutdown waits for the last clone. After an [abort](Registry::abort), the job keeps only the lease. If the closure has no
-    /// clone, the next attempt can run at the same time as the closure.
+    /// stop a blocking closure that the handler has started. To prevent a retry while the closure runs, move the [`Job`] or a clone of it
+    /// into the closure. A failed attempt then ends when the last clone is dropped. Until the last clone is dropped, the job keeps its
+    /// permit and its lease, and is not retried. A shutdown waits for the last clone. After an [abort](Registry::abort), the job keeps only
+    /// the lease. If the closure has no clone, the next attempt can run at the same time as the closure.
     ///
     /// ```
     /// # use background_tasks_durable::{Failure, Job};
@@ -175,7 +175,7 @@ impl WorkerTask {
         loop {
             let slots_changed = self.engine.slots.changed().listen();
             if self.handle.is_closing() {
-                // Dropping the leases puts the jobs back into the queue.
+                // The drop of the leases puts the jobs back into the queue.
                 self.jobs.clear();
                 self.suspects.clear();
                 self.engine.wake();

@@ -21,8 +21,8 @@ fn is_host_and_port(authority: &Authority) -> bool {
     rest.is_some_and(|rest| rest.is_empty() || rest.strip_prefix(':').is_some_and(|port| port.bytes().all(|b| b.is_ascii_digit())))
 }
 
-/// Returns whether the host is one of `names`, or has an address that DNS cannot change. This prevents DNS rebinding: without this check,
-/// another web page could reach this server under the page's own host name.
+/// Returns whether the host is one of `names`, or is `localhost` or an IP address, which DNS cannot change. This check prevents DNS
+/// rebinding. Without the check, another web page could reach this server under the page's own host name.
 pub(crate) fn is_trusted(authority: &Authority, names: &[String]) -> bool {
     let host = authority.host();
     cannot_be_rebound(host) || names.iter().any(|name| name.eq_ignore_ascii_case(host))

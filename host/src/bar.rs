@@ -1,4 +1,4 @@
-//! The progress bar of a drain, which is shown only on a terminal.
+//! Shows the progress bar of a drain, if stderr is a terminal.
 
 #[cfg(feature = "bar")]
 mod imp {

@@ -1,4 +1,4 @@
-//! A web page that shows the tasks of a registry.
+//! Serves a web page that shows the tasks of a registry.
 
 mod body;
 mod origin;
@@ -33,14 +33,14 @@ const SERVING: [&str; 3] = ["program", "connection", "request"];
 /// The page also lists [services](Registry::service) with their restarts and their last loss, and [child registries](Registry::child) as
 /// groups. With [`phases`](Self::phases), the page also shows the phases of a host, the rest of the grace period, and tasks that report no
 /// progress. If the registry is not [inspected](background_tasks::RegistryBuilder::inspect), the page shows only counts and services, and
-/// says why.
+/// the reason for this.
 ///
 /// The page works with the keyboard and with screen readers, and follows the color scheme of the browser. Before the page aborts a task, it
 /// asks for confirmation.
 ///
-/// The dashboard serves three resources. The last segment of the path selects the resource: `…/events` is a stream of events for the page,
-/// a POST to `…/abort?id=12-7` aborts a task, and every other path is the page itself. Mount the dashboard at any path that does not end
-/// with `events` or `abort`. The server can strip the prefix of the path or keep it. The page loads nothing from other servers.
+/// The last segment of a request's path selects one of three resources. `…/events` is a stream of events for the page. A POST to
+/// `…/abort?id=12-7` aborts a task. Every other path is the page itself. Mount the dashboard at any path that does not end with `events` or
+/// `abort`. The server can strip the prefix of the path or keep it. The page loads nothing from other servers.
 ///
 /// The dashboard and each open stream of events hold a handle of the registry. Over HTTP/1.1, a browser opens at most six connections to
 /// one host name, and each open page uses one of them.
@@ -51,15 +51,15 @@ const SERVING: [&str; 3] = ["program", "connection", "request"];
 ///
 /// # Cost
 ///
-/// While no page is open, the dashboard costs nothing. An event lists at most 200 tasks, 100 services and 50 child registries, but to make
-/// the event, the registry must read the state of all tasks. A stream sends two events per second, and ten events per second during a
+/// While no page is open, the dashboard costs nothing. An event lists at most 200 tasks, 100 services and 50 child registries. To make the
+/// event, the registry must still read the state of all tasks. A stream sends two events per second, and ten events per second during a
 /// drain. If events are expensive, the time between two events grows to at most 2 seconds, or 250 milliseconds during a drain. If at least
 /// a thousand tasks are in flight, all pages share the same events.
 ///
 /// # Security
 ///
-/// The page has no login. Everyone who can reach the page can see the names of the tasks and abort the tasks. So restrict access: listen on
-/// the loopback address, or put the page behind the authentication of your service.
+/// The page has no login. Everyone who can reach the page can see the names of the tasks and abort the tasks. Therefore restrict the
+/// access: listen on the loopback address, or put the page behind the authentication of your service.
 ///
 /// Other web pages in the same browser cannot use the dashboard. The dashboard accepts an abort only from the page's own origin. To prevent
 /// DNS rebinding, the dashboard serves the page only under `localhost`, IP addresses, and the host names that were passed to
@@ -67,11 +67,11 @@ const SERVING: [&str; 3] = ["program", "connection", "request"];
 ///
 /// # Shutdown
 ///
-/// A server that drains waits for its open responses, and a stream of events is a response. So each stream ends on its own when shutdown
-/// has started and only tasks that [serve requests](Self::serving) are still in flight. If the registry is not inspected, the stream ends
-/// when shutdown starts. A stream checks every tenth of a second whether it must end. So a stream delays a drain by at most a tenth of a
-/// second, or by up to 0.3 seconds if there are many tasks. A client that does not read its response can delay the drain until the grace
-/// period expires, unless the server limits this time.
+/// A server that drains waits for its open responses, so an open stream of events would delay the drain. Therefore each stream ends on its
+/// own when shutdown has started and only tasks that [serve requests](Self::serving) are still in flight. If the registry is not inspected,
+/// the stream ends when shutdown starts. A stream checks every tenth of a second whether it must end. So a stream delays a drain by at most
+/// a tenth of a second, or by up to 0.3 seconds if there are many tasks. A client that does not read its response can delay the drain until
+/// the grace period expires, unless the server limits this time.
 ///
 /// # Examples
 ///
@@ -138,7 +138,7 @@ impl Dashboard {
     /// Adds a host name, such as `"tasks.example.com"`, under which the dashboard serves the page, on any port. Default: only `localhost`
     /// and IP addresses.
     ///
-    /// The dashboard answers a request with another host name with status 403.
+    /// If a request has another host name, the dashboard answers with status 403.
     #[must_use = "this returns the dashboard"]
     pub fn allow_host(mut self, host: &str) -> Self {
         self.allowed_hosts.push(host.to_owned());
@@ -158,7 +158,7 @@ impl Dashboard {
         Arc::make_mut(&mut self.source)
     }
 
-    /// Returns the response to a request, without reading its body.
+    /// Returns the response to a request, without reading the body of the request.
     ///
     /// This method returns immediately. If the response is a stream of events, its body produces events while the server polls it.
     pub fn respond<B>(&self, request: &Request<B>) -> Response<DashboardBody> {
@@ -215,7 +215,7 @@ impl Dashboard {
 fn html(body: DashboardBody) -> Response<DashboardBody> {
     let mut response = respond(StatusCode::OK, "text/html; charset=utf-8", body);
     let headers = response.headers_mut();
-    // Needed for the response to a HEAD request, which has no body from which the server could compute the length.
+    // The response to a HEAD request needs this header, because it has no body from which the server could compute the length.
     headers.insert(header::CONTENT_LENGTH, HTML.len().into());
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(CONTENT_SECURITY_POLICY));
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));

@@ -11,19 +11,19 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The longest time that aborted tasks have to end after the deadline.
+/// The time in which aborted tasks can end after the deadline.
 pub(crate) const ABORT_TIMEOUT: Duration = Duration::from_millis(500);
-/// The longest time that `main` has to return after the aborted tasks had their time.
+/// The time in which `main` can return after `ABORT_TIMEOUT` has expired.
 pub(crate) const MAIN_TIMEOUT: Duration = Duration::from_millis(250);
 /// The longest time that the process may exist after the deadline.
 pub(crate) const EXIT_MARGIN: Duration = ABORT_TIMEOUT.saturating_add(MAIN_TIMEOUT);
-/// The default time that `main` has to return after the drain, if the process was asked to stop.
+/// The default time in which `main` can return after the drain, if the process was asked to stop.
 const DEFAULT_MAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest time for the last line and the flush of stdout after a second signal.
 const SECOND_SIGNAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// The exit code after a second signal: 128 + SIGINT, as shells report it.
 pub(crate) const SECOND_SIGNAL_EXIT_CODE: u8 = 130;
-/// The exit code of a missed deadline, and of a `main` that did not return in time.
+/// The exit code if the drain missed its deadline, or if `main` did not return in time.
 pub(crate) const TOO_LATE: u8 = 1;
 
 /// Makes a second signal end the process immediately, unless it arrives within the repeat window. The effect ends when the hook is dropped.
@@ -42,7 +42,7 @@ pub(crate) fn exit_on_second_signal(phases: &Phases, repeat_window: Duration) ->
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     pub(crate) grace: Duration,
-    /// The time that `main` has to return after the drain; see [`Host::main_timeout`](crate::Host::main_timeout).
+    /// The time in which `main` can return after the drain; see [`Host::main_timeout`](crate::Host::main_timeout).
     pub(crate) main_timeout: Option<Duration>,
 }
 
@@ -51,7 +51,7 @@ pub(crate) struct Limits {
 pub(crate) struct Deadline {
     limits: Limits,
     started: Instant,
-    /// The time of the deadline. `None` if the clock cannot represent this time, so the grace period has no end.
+    /// The time of the deadline. `None` if the clock cannot represent this time. The grace period then has no end.
     at: Option<Instant>,
 }
 
@@ -102,7 +102,7 @@ impl Deadline {
                     return;
                 }
             }
-            // If `run` has already returned after a missed deadline, `main` has received its exit code.
+            // After a missed deadline, `run` may have already returned the exit code to `main`. The code must then not change.
             if is_in_time || !state.is_finished() {
                 state.set_exit_code(TOO_LATE);
             }
@@ -125,7 +125,7 @@ const MAIN_IS_LATE: &str = "`main` has not returned in time after the drain, exi
     its clean-up, or blocking work that the runtime's destructor waits for, is still running";
 
 impl Limits {
-    /// Waits until the time for `main` to return has expired. Call this method immediately after the drain.
+    /// Waits until the time in which `main` can return has expired. Call this method immediately after the drain.
     fn wait_for_main(self, drain_started: Instant) {
         let drained = Instant::now();
         let was_requested = signals::requested_at().is_some();
@@ -143,7 +143,7 @@ fn with_margin(deadline: Option<Instant>) -> Option<Instant> {
     deadline.and_then(|at| at.checked_add(EXIT_MARGIN))
 }
 
-/// Reports the end of the drain to the thread that enforces the deadline. If the drain panics, it drops this value, and the thread then
+/// Reports the end of the drain to the thread that enforces the deadline. If the drain panics, this value is dropped, and the thread then
 /// makes the process exit.
 pub(crate) struct Enforcement(Sender<()>);
 

@@ -34,12 +34,13 @@ use tower_service::Service;
 ///
 /// # Other layers
 ///
-/// A task ends when the service returns its response. So work in the response body, such as a stream, still ends with the connection. To
-/// make the drain wait for response bodies too, put a [`RequestLayer`](crate::RequestLayer) around this layer. The registry then counts
-/// each request in addition to its task. If the client disconnects, the request counts as abandoned, and the task counts with its own
-/// outcome. A timeout layer inside this layer ends the handler. A timeout layer outside this layer ends only the wait for the response.
+/// A task ends when the service returns its response. If the response body does further work, such as a stream, this work still ends when
+/// the client disconnects. To make the drain wait for response bodies too, put a [`RequestLayer`](crate::RequestLayer) around this layer.
+/// The registry then counts each request in addition to its task. If the client disconnects, the request counts as abandoned, and the task
+/// counts with its own outcome. A timeout layer inside this layer ends the handler. A timeout layer outside this layer ends only the wait
+/// for the response.
 ///
-/// The task does not run in the tracing span of the request, unless the spawner passes the span on. For this purpose, use
+/// The task does not run in the tracing span of the request. To run the task in this span, use the spawner
 /// [`InSpan`](https://docs.rs/background-tasks/latest/background_tasks/struct.InSpan.html).
 ///
 /// # Examples

@@ -32,7 +32,7 @@ use std::time::Duration;
 ///    registry counts the program as a task in flight with the name `program`, and therefore accepts the tasks that the last requests
 ///    start. In a registry with a [limit](background_tasks::RegistryBuilder::max_in_flight), the program takes [no
 ///    permit](Registry::without_permit), so a full registry counts the program too. If the program must start tasks in a full registry, it
-///    marks them as [follow-ups](Registry::follow_up): these tasks can wait for a permit.
+///    can mark these tasks as [follow-ups](Registry::follow_up), because follow-ups can wait for a permit during the drain.
 /// 3. The host drains the first registry, and then the registries that [`then`](Self::then) added, one after the other. When the last task
 ///    has ended, `run` returns the exit code. If stderr is blocked, `run` returns up to two seconds later. If the process was asked to
 ///    stop, `main` must return within the [`main_timeout`](Self::main_timeout) after the drain. If `main` takes longer, for example because
@@ -168,7 +168,7 @@ impl Host {
     #[track_caller]
     pub fn new<S>(registry: &Registry<S>) -> Self {
         let phases = Phases::new(registry.with_spawner(()));
-        // A second signal also ends a start-up that hangs.
+        // The hook is set here, so that a second signal also ends a program that hangs at its start.
         let repeat_window = Duration::from_secs(1);
         let second_signal_hook = deadline::exit_on_second_signal(&phases, repeat_window);
         Self {
@@ -252,9 +252,9 @@ impl Host {
     ///
     /// Use a delay if a load balancer must see that the service is not ready before the service stops accepting connections. At the start
     /// of the delay, the host reports the stop to systemd or Windows, and [`readiness`](Self::readiness) becomes false. During the delay,
-    /// the registry's signal is not triggered, and new tasks start. The delay is part of the [grace period](Self::grace), so choose a grace
-    /// period that is longer than the delay. Until the drain starts, the host does not request more time from systemd or Windows, so the
-    /// delay must be shorter than `TimeoutStopSec`, or than 30 seconds on Windows.
+    /// the registry's signal is not triggered, and new tasks can start. The delay is part of the [grace period](Self::grace), so choose a
+    /// grace period that is longer than the delay. Until the drain starts, the host does not request more time from systemd or Windows, so
+    /// the delay must be shorter than `TimeoutStopSec`, or than 30 seconds on Windows.
     ///
     /// The drain starts earlier if the program ends, or if other code shuts a registry down, for example because a critical task was lost.
     /// If shutdown starts without a request to stop, there is no delay. A second signal ends the process during the delay too.
@@ -291,8 +291,8 @@ impl Host {
     /// returned when this time or the grace period has expired, the host reports an error and ends the process. The exit code is 1, unless
     /// an earlier failure has set another exit code. If you call this method, the limit also applies to a program that ends on its own.
     ///
-    /// If the timeout is zero, the host does not wait for `main`. If the drain ends in time, [`run`](Self::run) does not return: the
-    /// process exits when the last task has ended, with the exit code that `run` would have returned. If the drain misses the deadline,
+    /// If the timeout is zero, the host does not wait for `main`. If the drain ends in time, [`run`](Self::run) does not return. Instead,
+    /// the process exits when the last task has ended, with the exit code that `run` would have returned. If the drain misses the deadline,
     /// `run` returns. Use zero if the program reads stdin on a runtime, and `main` does no more work after `run`.
     pub fn main_timeout(mut self, timeout: Duration) -> Self {
         self.limits.main_timeout = Some(timeout);
@@ -301,9 +301,10 @@ impl Host {
 
     /// Sets the time after the first signal in which further signals count as the same request to stop. Default: 1 second.
     ///
-    /// One request can arrive several times within milliseconds. For example, the terminal sends Ctrl-C to the whole process group, and a
-    /// launcher such as `npm` forwards it once more. Some supervisors signal a process and then its process group. A signal after this time
-    /// ends the process immediately. If the window is zero, the second signal always ends the process.
+    /// One request can arrive several times within milliseconds. For example, the terminal sends SIGINT for Ctrl-C to the whole process
+    /// group, and a launcher such as `npm` sends SIGINT to the program a second time. Some supervisors signal a process and then its
+    /// process group. A signal after this time ends the process immediately. If the window is zero, the second signal always ends the
+    /// process.
     pub fn repeat_window(mut self, window: Duration) -> Self {
         self.repeat_window = window;
         self.second_signal_hook = deadline::exit_on_second_signal(&self.phases, window);
@@ -316,8 +317,8 @@ impl Host {
     ///
     /// [`run`](Self::run) polls the future together with the program, so the future can use the program's runtime. If the executor is
     /// blocked, nothing polls the future. [`request_stop`](crate::request_stop) works even if the executor is blocked. The documentation of
-    /// `request_stop` describes further requests and signals. If the future panics, the process also stops, with exit code 101. If you call
-    /// this method several times, the process stops when the first of the futures resolves.
+    /// `request_stop` describes the effect of further requests and signals. If the future panics, the process also stops, with exit code
+    /// 101. If you call this method several times, the process stops when the first of the futures resolves.
     ///
     /// # Examples
     ///
@@ -344,9 +345,10 @@ impl Host {
     /// | stopped | when `run` returns, or before the host ends the process. The host reports an exit code other than 0 as the service-specific error |
     ///
     /// The controls stop, shutdown and preshutdown of Windows ask the process to stop, as a signal does. When the system shuts down, all
-    /// services together have about 5 seconds. Before these 5 seconds, services that accept preshutdown, such as this one, have 10 seconds.
-    /// So choose a grace period of at most 8 seconds, or install the service with a longer preshutdown timeout. As soon as the host has
-    /// reported that the service is stopped, Windows can end the process. So do the clean-up in the program, and not after `run`.
+    /// services together have about 5 seconds to stop. Before these 5 seconds, services that accept preshutdown, such as this one, have 10
+    /// seconds. So choose a grace period of at most 8 seconds, or install the service with a longer preshutdown timeout. As soon as the
+    /// host has reported that the service is stopped, Windows can end the process. Therefore do the clean-up in the program, not after
+    /// `run`.
     ///
     /// If Windows has not started the process as a service, `run` reports that the host failed to start.
     ///
@@ -402,18 +404,18 @@ impl Host {
         self
     }
 
-    /// Makes SIGHUP ask the process to stop, as SIGTERM does. The system sends SIGHUP when the terminal is closed. Without this call,
-    /// SIGHUP ends the process, unless a drain or delay has started.
+    /// Makes SIGHUP a request to stop, like SIGTERM. The system sends SIGHUP to a process when its terminal is closed. Without this call,
+    /// SIGHUP ends the process immediately, unless the delay or the drain has already started.
     ///
-    /// `nohup` makes programs ignore SIGHUP. On Linux, a program that ignores SIGHUP needs [`handle_ignored`](Self::handle_ignored) too.
-    /// Windows has no SIGHUP, so this method has no effect there.
+    /// A program that `nohup` has started ignores SIGHUP. To handle SIGHUP in this case on Linux, also call
+    /// [`handle_ignored`](Self::handle_ignored). Windows has no SIGHUP, so this method has no effect on Windows.
     pub fn handle_sighup(mut self) -> Self {
         self.stop_requested = self.stop_requested.and_then(|_| signals::handle_sighup());
         self
     }
 
-    /// Makes the host also handle signals that were ignored when the program started. Without this call, ignored signals stay ignored on
-    /// Linux, except SIGTERM.
+    /// Makes the host handle its signals even if the process ignored them when the program started. Without this call, a signal that was
+    /// ignored on Linux stays ignored, unless it is SIGTERM.
     ///
     /// `nohup` makes a program ignore SIGHUP, and a shell script makes its background jobs ignore SIGINT. On systems without
     /// `/proc/self/status`, the host always handles ignored signals; see [`shutdown_signal`](crate::shutdown_signal).
@@ -424,9 +426,9 @@ impl Host {
 
     /// Forgets an earlier request to stop the process, so that this host runs until the next request.
     ///
-    /// Use this method in a process that runs several hosts one after the other, such as a test or a supervisor. Earlier hosts that drained
-    /// in time no longer limit how long `main` may take. A future of [`shutdown_signal`](crate::shutdown_signal) that has already resolved
-    /// stays resolved.
+    /// Use this method in a process that runs several hosts one after the other, such as a test or a supervisor. After this call, earlier
+    /// hosts that drained in time no longer limit how long `main` may take. A future of [`shutdown_signal`](crate::shutdown_signal) that
+    /// has already resolved stays resolved.
     pub fn forget_stop_request(mut self) -> Self {
         signals::forget_stop_request();
         self.stop_requested = self.stop_requested.and_then(|_| signals::install());
@@ -437,9 +439,9 @@ impl Host {
     /// task starts the shutdown, the exit code is 2 even without this function.
     ///
     /// If all registries drain within the grace period, the host calls `is_failure` one time, on a thread of the host. If a registry does
-    /// not drain in time, the host does not call `is_failure`. The summary counts the tasks of all registries. If `is_failure` returns
-    /// true, the last line of the host says so, with the severity of an error. If an earlier failure has already set an exit code, that
-    /// code stays. If `is_failure` panics, the process also exits with code 1.
+    /// not drain in time, the host does not call `is_failure`. `is_failure` receives a summary of the tasks of all registries. If
+    /// `is_failure` returns true, the last line of the host reports this as an error. If an earlier failure has already set an exit code,
+    /// that code stays. If `is_failure` panics, the process also exits with code 1.
     ///
     /// A second call replaces the function of the first call.
     ///
@@ -463,11 +465,11 @@ impl Host {
     /// Shows or hides the progress bar of the drain. Default: shown, unless the host reports the drain as tracing events. If stderr is not
     /// a terminal, the bar is never shown.
     ///
-    /// A subscriber that writes to the same terminal overwrites the bar. For example, `tracing_subscriber::fmt::init()` writes to stdout.
-    /// Before you show the bar in a program with a subscriber, make the subscriber write to [`stderr`](crate::stderr()):
+    /// A tracing subscriber that writes to the terminal of the bar overwrites the bar. For example, `tracing_subscriber::fmt::init()`
+    /// writes to stdout. Before you show the bar in a program with a subscriber, make the subscriber write to [`stderr`](crate::stderr()):
     /// `tracing_subscriber::fmt().with_writer(background_tasks_host::stderr).init()`. The lines of the subscriber then appear above the
-    /// bar. Without the feature `tracing`, the host cannot detect a subscriber. So without this feature, use the same writer, or hide the
-    /// bar.
+    /// bar. Without the feature `tracing`, the host cannot detect a subscriber. Therefore, without this feature, use this writer for every
+    /// subscriber, or hide the bar.
     #[cfg(feature = "bar")]
     pub fn progress_bar(mut self, is_shown: bool) -> Self {
         self.progress_bar = Some(is_shown);
@@ -492,8 +494,8 @@ impl Host {
     ///
     /// The program must not await [`shutdown`](Registry::shutdown). `shutdown` starts the shutdown, and during a shutdown the host counts
     /// the program as in flight, so the program would wait for itself. For the same reason, the program must not await
-    /// [`wait_idle`](Registry::wait_idle) after shutdown has started. To stop, the program returns or calls
-    /// [`start_shutdown`](Registry::start_shutdown). The host drains the registries.
+    /// [`wait_idle`](Registry::wait_idle) after shutdown has started. To stop, the program can return or call
+    /// [`start_shutdown`](Registry::start_shutdown). The host then drains the registries.
     pub async fn run<F>(mut self, program: F) -> ExitCode
     where
         F: Future<Output: TaskOutput>,

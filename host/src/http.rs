@@ -34,9 +34,10 @@ const BUFFER: usize = 32 * 1024;
 const MAX_CONNECTIONS: usize = 4096;
 /// The time between a failure to accept a connection and the next attempt.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
-/// The time after the end in which the reactor can report bytes that a client has already sent. One turn of the reactor is enough.
+/// When the server stops accepting connections, the reactor has this time to report bytes that a client has already sent. One turn of the
+/// reactor is enough.
 const LAST_READ: Duration = Duration::from_millis(10);
-/// Replaces longer times, which could overflow an `Instant`.
+/// Longer timeouts are shortened to this time, because they could overflow an `Instant`.
 const FOREVER: Duration = Duration::from_secs(60 * 60 * 24 * 365 * 30);
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -76,7 +77,7 @@ type BoxError = Box<dyn Error + Send + Sync>;
 ///   read. A client that reads a response slowly can still delay the drain until the grace period expires.
 ///
 /// Each connection is a task of the registry with the name `connection`. The task takes [no permit](Registry::without_permit). So the drain
-/// waits for connections, and reports list open connections as stragglers. If the service panics, its connection closes, and the registry
+/// waits for connections. Reports of stragglers list the open connections. If the service panics, its connection closes, and the registry
 /// counts a panicked task. If each request must have its own outcome, add a `RequestLayer` (feature `tower`).
 ///
 /// An upgraded connection (a WebSocket) counts as open until the service drops it, although the task of the connection has ended. Upgraded
@@ -158,12 +159,12 @@ impl<S> HttpServer<S> {
         Self { registry: registry.clone(), location: Location::caller(), max_connections, settings }
     }
 
-    /// Sets how many connections may be open. Default: half of the process's soft limit of file descriptors, at most 4096. Minimum: 1.
-    /// Maximum: 4,194,303 (1,023 on 32-bit targets). Larger values are reduced to the maximum.
+    /// Sets how many connections can be open at the same time. Default: half of the process's soft limit of file descriptors, at most 4096.
+    /// Minimum: 1. Maximum: 4,194,303 (1,023 on 32-bit targets). Larger values are reduced to the maximum.
     ///
-    /// The other file descriptors are for the work of the service, such as files and connections to databases. If a request needs more than
-    /// one file descriptor for such work, set a lower limit. At the limit, the server accepts a new connection only after another
-    /// connection has closed. New clients wait in the listener's backlog.
+    /// The default leaves at least half of the file descriptors for the work of the service, such as files and connections to databases. If
+    /// a request needs more than one file descriptor for such work, set a lower limit. At the limit, the server accepts a new connection
+    /// only after another connection has closed. New clients wait in the listener's backlog.
     ///
     /// On Windows, and if the limit cannot be read, the default is 4096.
     #[must_use = "this returns the server"]
@@ -182,8 +183,8 @@ impl<S> HttpServer<S> {
         self
     }
 
-    /// Sets the longest time until the body of a request has arrived, counted from when the service first waits for the body. Default: 30
-    /// seconds.
+    /// Sets the longest time until the body of a request has arrived, counted from the moment at which the service first waits for the
+    /// body. Default: 30 seconds.
     ///
     /// When the time has expired, the service receives an error from the [`TimedBody`]. If the service then returns an error, the server
     /// responds 408. If the service returns a response with an error status, the server changes the status to 408. After a response to a
@@ -251,7 +252,7 @@ impl<S> HttpServer<S> {
         self
     }
 
-    /// Changes other settings of hyper's server, such as the size of its buffers (`max_buf_size`).
+    /// Changes settings of hyper's server that have no method of their own here, such as the size of the buffers (`max_buf_size`).
     #[must_use = "this returns the server"]
     pub fn configure(mut self, configure: impl FnOnce(&mut http1::Builder)) -> Self {
         configure(&mut self.settings.http);
@@ -283,9 +284,8 @@ impl<S: Spawner> HttpServer<S> {
     /// Accepts and serves connections until the future `end` resolves and all connections have closed; see [`serve`](Self::serve). When
     /// `end` resolves, the server behaves as it does in `serve` when shutdown starts.
     ///
-    /// Use this method for a server that does not stop accepting connections at the registry's [`signal`](Registry::signal), but at another
-    /// time. If a load balancer must see that the service is not ready before the listener closes, [`Host::delay`](crate::Host::delay) is
-    /// enough.
+    /// Use this method if the server must stop accepting connections earlier or later than the registry's [`signal`](Registry::signal). If
+    /// a load balancer must see that the service is not ready before the listener closes, [`Host::delay`](crate::Host::delay) is enough.
     pub async fn serve_until<I, H, B>(&self, end: impl Future<Output = ()>, accept: impl AsyncFnMut() -> io::Result<I>, service: H)
     where
         I: Read + Write + Unpin + Send + 'static,
@@ -363,7 +363,7 @@ impl Settings {
             if signal.run_until_shutdown(connection.as_mut()).await.is_some() {
                 return;
             }
-            // The server answers a request that arrived before the end, and a first request that arrives a little later.
+            // The server answers a request that arrived before `end` resolved, and a first request that arrives within `late_head_timeout`.
             let is_new = !has_request.load(Ordering::Relaxed);
             let timeout = if is_new { self.late_head_timeout } else { LAST_READ };
             let closed_or_first_request = poll_fn(|cx| match connection.as_mut().poll(cx) {
@@ -376,7 +376,7 @@ impl Settings {
                 false
             };
             let has_closed = or(closed_or_first_request, timed_out).await;
-            // hyper would wait for the rest of a first request head. So a connection without a request is dropped here.
+            // If the first request head is incomplete, hyper would wait for the rest. So a connection without a request is dropped here.
             if !has_closed && has_request.load(Ordering::Relaxed) {
                 connection.as_mut().graceful_shutdown();
                 let _ = connection.await;
@@ -403,7 +403,7 @@ fn default_max_connections() -> usize {
     MAX_CONNECTIONS
 }
 
-/// Returns whether only this connection failed, and the listener still works.
+/// Returns whether the error affects only one connection, so that the listener still works.
 fn is_of_the_client(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)

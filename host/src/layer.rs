@@ -183,7 +183,7 @@ where
             let unsent = unsent_bytes(this.method, &response);
             response.map(|body| RequestBody::new(Some(body), guarded.as_mut().project().guard.take(), unsent))
         });
-        guarded.complete(); // an error has no body that takes the guard
+        guarded.complete(); // an error has no body to which the guard could move
         Poll::Ready(result)
     }
 }
@@ -212,8 +212,8 @@ pub(crate) fn rejection<R: Body>(close_connection: bool) -> Response<RequestBody
 pin_project! {
     /// The response body of a [`RequestLayer`]. The request is in flight until this body is dropped.
     ///
-    /// A default value counts no request: other layers use it if they answer instead of the service. The response bodies of a
-    /// [`DetachLayer`](crate::DetachLayer) also count no request.
+    /// The default value counts no request. Other layers use the default value if they answer in place of the service. The response bodies
+    /// of a [`DetachLayer`](crate::DetachLayer) also count no request.
     #[derive(Debug)]
     pub struct RequestBody<B>
     where
@@ -223,7 +223,7 @@ pin_project! {
         guarded: Guarded<B>,
         // The number of bytes that the server has not taken yet, if the number is known.
         unsent: Option<u64>,
-        // The body has returned an error.
+        // Whether the body has returned an error.
         has_failed: bool,
     }
 

@@ -20,7 +20,7 @@
 //! }
 //! ```
 //!
-//! [`Host`] runs a program from start to exit in one call, on any runtime. [`shutdown_signal`] returns only the signal.
+//! [`Host`] runs a program from start to exit in one call, on any runtime. If you need only the signal, call [`shutdown_signal`].
 //!
 //! - [`recipes`] contains programs for axum, tonic, actix-web, warp, poem, and streams of events.
 //! - [`deployment`] contains the settings for Kubernetes, containers, systemd, Windows, Azure WebJobs and AWS Lambda.
@@ -31,7 +31,7 @@
 //! | --- | --- |
 //! | `bar` (default) | a progress bar for the drain, on a terminal |
 //! | `dashboard` | `Dashboard`, a web page that shows the tasks and aborts them |
-//! | `http` | `HttpServer`, an HTTP/1 server for every runtime that limits the connections, memory and time of its clients |
+//! | `http` | `HttpServer`, an HTTP/1 server, for every runtime, with limits for the connections, the memory and the time that clients use |
 //! | `systemd` | `notify_ready`, and a `Host` that notifies systemd; Linux |
 //! | `tower` | `RequestLayer`, which counts a request as in flight until the server drops the response body, for axum, tonic and hyper. `DetachLayer`, whose handlers continue if the client disconnects. `UntilShutdown`, which ends streams and upgraded connections. `SettleLayer`, for AWS Lambda |
 //! | `tracing` | a `Host` that reports the drain as tracing events |

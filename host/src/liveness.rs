@@ -1,4 +1,4 @@
-//! Tasks that must report progress.
+//! Checks whether tasks report progress in time.
 
 use crate::output_thread::OutputThread;
 use crate::phases::Phases;
@@ -8,24 +8,24 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-/// The bounds of the time between two checks.
+/// The shortest and the longest time between two checks.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 const MAX_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A handle through which a task or service reports its progress to the [`Host`](crate::Host).
 ///
-/// A task can wait forever, for example for a connection that no longer answers. Such a task does not end and is not lost, so no other
-/// report mentions it. If a task with a handle reports no progress for longer than its timeout, the host logs a warning. The warning
-/// contains the call site if the name belongs to a service, or to a task of an [inspected](background_tasks::RegistryBuilder::inspect)
-/// registry. When the task reports progress again, the host logs this too. If a task with a [critical](Self::critical) handle exceeds its
-/// timeout, the host starts the shutdown, and the process exits with code 2 after the drain.
+/// A task can wait forever, for example for a connection that no longer answers. Such a task does not end, so it is not lost and no report
+/// of a lost task mentions it. If a task with a handle reports no progress for longer than its timeout, the host logs a warning. If the
+/// name belongs to a service, or to a task of an [inspected](background_tasks::RegistryBuilder::inspect) registry, the warning also
+/// contains the call site. When the task reports progress again, the host logs this too. If a task with a [critical](Self::critical) handle
+/// exceeds its timeout, the host starts the shutdown, and the process exits with code 2 after the drain.
 ///
 /// Pass a reference to the handle to [`Host::liveness`](crate::Host::liveness), and move the handle into the task. All clones of a handle
 /// report progress of the same task.
 ///
-/// The time starts when the host's [`run`](crate::Host::run) starts, and starts again at each report. The host checks a handle until its
+/// The timeout starts when the host's [`run`](crate::Host::run) starts, and starts again at each report. The host checks a handle until its
 /// last clone is dropped, usually because the task ends. While a [service](background_tasks::Registry::service) with this name waits to run
-/// again, the time stands still. When the service runs again, its time starts from zero.
+/// again, the timeout cannot expire. When the service runs again, the timeout starts again.
 ///
 /// From the request to stop until the end of the drain, the host reports only late services and late tasks of inspected registries. For
 /// other tasks, the host cannot distinguish a late task from a task that has ended. During this time, a critical handle has no further
@@ -137,7 +137,7 @@ impl Liveness {
     }
 }
 
-/// The host's reference to a handle. The checks end even if this reference still exists.
+/// The host's reference to a handle. This reference does not keep the handle alive, so the checks can end while the reference exists.
 #[cfg_attr(not(feature = "dashboard"), expect(dead_code, reason = "only dashboards show late tasks"))]
 pub(crate) struct WeakLiveness(Weak<Progress>);
 
@@ -158,7 +158,7 @@ pub(crate) struct LivenessChecks {
 /// The data that the host stores for a handle. The handle itself belongs to the task.
 pub(crate) struct WatchedTask {
     progress: Weak<Progress>,
-    /// The earliest start of the time, for example the last start of a service.
+    /// The time without a report is counted from this moment at the earliest. An example is the last start of a service.
     not_before: Instant,
     restarts: u64,
     is_late: bool,

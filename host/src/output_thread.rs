@@ -6,7 +6,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-/// The longest time for the last lines after the grace period has expired.
+/// The longest time in which the last lines are written after the grace period has expired.
 pub(crate) const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// A thread that writes the output of a drain.

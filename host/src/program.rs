@@ -160,16 +160,16 @@ impl HostState {
         AssertUnwindSafe(outcome).catch_unwind().await.unwrap_or_else(Outcome::Panicked)
     }
 
-    /// Counts a running program as in flight in this registry.
+    /// If the program still runs, counts it as in flight in this registry.
     ///
-    /// The program takes no permit, so it counts even if the registry is full. If the registry has drained, the program counts in a new
-    /// registry, and this method returns the new registry.
+    /// The program takes no permit, so it is counted even if the registry is full. If the registry has already drained, a new registry
+    /// counts the program, and this method returns the new registry.
     pub(crate) fn keep_in_flight(self: &Arc<Self>, registry: &Registry<()>) -> Option<Registry<()>> {
         let is_running = |program: &ProgramState| matches!(program, ProgramState::Running);
         if !is_running(&lock(&self.program)) {
             return None;
         }
-        // The lock is not held here, because this can call observers.
+        // The lock is not held here, because the start of the task can call observers.
         let on_abort = Waker::from(Arc::new(AbortProgram(Arc::downgrade(self))));
         let start = |registry: &Registry<()>| ProgramTask::start(registry, self.location, &on_abort);
         let held = if registry.is_drained() { None } else { start(registry) };
@@ -188,8 +188,8 @@ impl HostState {
         substitute
     }
 
-    /// Replaces the state and returns the previous state. The caller must not hold a lock when it drops the previous state, because the
-    /// drop can end the last task of a registry.
+    /// Replaces the state of the program and returns the previous state. The caller must not hold a lock when it drops the previous state,
+    /// because the drop can end the last task of a registry.
     fn replace(&self, state: ProgramState) -> ProgramState {
         std::mem::replace(&mut *lock(&self.program), state)
     }
@@ -241,7 +241,7 @@ impl HostState {
         self.finished.is_set()
     }
 
-    /// Makes `run` return, and returns the exit code.
+    /// Makes `Host::run` return. Returns the exit code of the process.
     pub(crate) fn finish(&self) -> u8 {
         self.finished.set();
         self.exit_code()

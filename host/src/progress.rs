@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 /// The time between two lines about the progress.
 pub(crate) const LINE_INTERVAL: Duration = Duration::from_secs(2);
-/// The longest extension of time that the host requests from the supervisor. If no task ends in this time, the host requests no more time.
+/// The longest additional time that the host requests from the supervisor in one request. If no task ends in this time, the host requests
+/// no more time.
 const MAX_EXTENSION: Duration = Duration::from_secs(30);
 
 pub(crate) struct Progress {
@@ -26,8 +27,8 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// If `progress_bar` is `None`, shows the bar only if the host emits no tracing events, because a subscriber could write the events to
-    /// the same terminal.
+    /// Creates the reporter of a drain. If `progress_bar` is `None`, the bar is shown only if the host emits no tracing events, because a
+    /// subscriber could write the events to the same terminal.
     pub(crate) fn new(phases: &Phases, progress_bar: Option<bool>) -> Self {
         Self {
             ended_before: phases.ended(),
@@ -106,7 +107,7 @@ impl Progress {
     }
 }
 
-/// Returns the extension of time that the host requests from the supervisor.
+/// Returns the additional time that the host requests from the supervisor.
 fn extension(deadline: &Deadline) -> Duration {
     deadline.remaining().min(MAX_EXTENSION) + EXIT_MARGIN
 }

@@ -1,7 +1,7 @@
 use crate::signals;
 use background_tasks::Registry;
 
-/// Shows whether the process is ready for requests from load balancers. [`Host::readiness`](crate::Host::readiness) returns this type.
+/// Says whether the process is ready for requests from load balancers. [`Host::readiness`](crate::Host::readiness) returns this type.
 ///
 /// # Examples
 ///

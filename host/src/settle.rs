@@ -7,9 +7,9 @@ use tower_service::Service;
 
 /// A layer for platforms that freeze the process between two calls. A call ends only when no task of a registry is in flight.
 ///
-/// AWS Lambda freezes the process when the Lambda runtime in the process asks for the next event. If a handler has started a task, the task
-/// stops before it finishes: until the next event arrives, or forever. Put this layer around the service that handles an event and sends
-/// the response. The caller then receives the response immediately, but the runtime asks for the next event only after the tasks have
+/// AWS Lambda freezes the process when the Lambda runtime in the process asks for the next event. If a task of the handler is in flight at
+/// this time, the task is interrupted until the next event arrives, or forever. Put this layer around the service that handles an event and
+/// sends the response. The caller then receives the response immediately, but the runtime asks for the next event only after the tasks have
 /// ended.
 ///
 /// The service, its requests, its responses and its errors can have any type. With the crate `lambda_runtime`, add the layer to the
@@ -94,7 +94,7 @@ pin_project! {
     pub struct SettleFuture<F, R> {
         #[pin]
         call: F,
-        // The result of the call. It is stored here while tasks are in flight.
+        // The result of the call, which is stored here while tasks are in flight.
         result: Option<R>,
         idle: WaitIdle,
     }

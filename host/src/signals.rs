@@ -60,13 +60,13 @@ pub(crate) struct HookKey(usize);
 /// shutdown of the system ask the process to stop. If the console closes or the system shuts down, Windows ends the process within seconds.
 /// The future works on every runtime and without a runtime, because a separate thread waits for the signals.
 ///
-/// As soon as this function has been called, these signals no longer end the process: the caller or a [`Host`](crate::Host) must end it.
-/// Without a host, a second signal has no effect. With a host, a further signal after the [repeat window](crate::Host::repeat_window) ends
-/// the process immediately. Process 1 of a container ignores signals without a handler. So a program that runs as process 1 reacts to
-/// SIGTERM only if it calls this function or runs a host.
+/// As soon as this function has been called, these signals no longer end the process. Instead, the caller or a [`Host`](crate::Host) must
+/// end the process. Without a host, a second signal has no effect. With a host, a further signal after the [repeat
+/// window](crate::Host::repeat_window) ends the process immediately. Process 1 of a container ignores signals without a handler. So a
+/// program that runs as process 1 reacts to SIGTERM only if it calls this function or runs a host.
 ///
-/// Call this function early, before a runtime has started threads. Then no signal is lost. If other threads already exist, a signal that
-/// arrives in the few microseconds of the first call can be lost.
+/// Call this function before a runtime starts threads, so that no signal is lost. If other threads already exist, a signal that arrives in
+/// the few microseconds of the first call can be lost.
 ///
 /// The future also resolves after a call to [`request_stop`].
 ///
@@ -143,7 +143,7 @@ pub(crate) fn install() -> io::Result<ShutdownSignal> {
     lock(&HANDLERS).install()
 }
 
-/// Makes SIGHUP ask the process to stop, as SIGTERM does.
+/// Makes SIGHUP a request to stop, like SIGTERM.
 pub(crate) fn handle_sighup() -> io::Result<ShutdownSignal> {
     let mut handlers = lock(&HANDLERS);
     handlers.handles_sighup = true;
@@ -157,7 +157,7 @@ pub(crate) fn survive_sighup() -> io::Result<()> {
     handlers.install().map(drop)
 }
 
-/// Makes signals ask the process to stop even if they were ignored when the program started.
+/// Makes signals requests to stop, even if the process ignored them when the program started.
 pub(crate) fn handle_ignored() -> io::Result<ShutdownSignal> {
     let mut handlers = lock(&HANDLERS);
     handlers.handles_ignored = true;
@@ -211,8 +211,8 @@ impl Handlers {
     }
 }
 
-/// Makes a host a user of the signals, until this hook is dropped. At the second signal, the newest hook runs its function, unless the
-/// signal arrives within the repeat window after the first signal.
+/// While this hook exists, a host uses the signals. At the second signal, the newest hook runs its function, unless the signal arrives
+/// within the repeat window after the first signal.
 ///
 /// If there is no hook and no caller of [`shutdown_signal`], signals have their default actions.
 pub(crate) struct SecondSignalHook(HookKey);
@@ -261,11 +261,12 @@ impl Drop for SecondSignalHook {
     }
 }
 
-/// Reacts to a signal: asks the process to stop, or calls the hook for a second signal, or runs the default action.
+/// Handles a signal. Depending on earlier signals and the users of the signals, requests a stop, calls the hook for a second signal, or
+/// runs the default action.
 ///
 /// A second SIGHUP does not end the process, because a closed terminal can send SIGHUP twice. A signal within the repeat window counts as
 /// the same request, so it does not end the process. The reason is that a terminal signals the whole process group, so a launcher that
-/// forwards Ctrl-C to its child delivers one request twice.
+/// forwards the signal to its child makes the child receive one request two times.
 fn on_signal(signal: os::Signal) {
     let mut handlers = lock(&HANDLERS);
     let is_sighup = os::is_sighup(signal);
@@ -294,7 +295,7 @@ fn on_signal(signal: os::Signal) {
 fn start_shutdown(mut handlers: MutexGuard<'_, Handlers>) {
     handlers.requested_at = Some(Instant::now());
     let stop_request = handlers.stop_request().clone();
-    // The lock is released first, because this call wakes waiters.
+    // The lock is released first, because `start_shutdown` wakes waiters.
     drop(handlers);
     stop_request.start_shutdown();
     REQUESTED.notify_all();
@@ -505,7 +506,7 @@ mod os {
     fn wait(Signals(mut c, mut r#break, mut close, mut shutdown): Signals) {
         loop {
             block_on(poll_fn(|cx| {
-                // Not `||`, because each of the signals must be polled to store the waker.
+                // The operator is not `||`, because each of the signals must be polled to store the waker.
                 let is_ready = c.poll_recv(cx).is_ready() | r#break.poll_recv(cx).is_ready();
                 let is_ready = is_ready | close.poll_recv(cx).is_ready() | shutdown.poll_recv(cx).is_ready();
                 if is_ready { Poll::Ready(()) } else { Poll::Pending }

@@ -1,4 +1,4 @@
-//! Locks, flags, and a way to poll a future on a thread.
+//! Contains a lock function, a flag, and a function that polls a future on the current thread.
 
 use event_listener::Event;
 use std::pin::Pin;

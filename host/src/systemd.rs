@@ -24,7 +24,7 @@ pub(crate) fn notify_stopping() -> io::Result<()> {
     notify::stopping()
 }
 
-/// Reports the number of tasks in flight. If `extend` is given, also requests this much more time.
+/// Reports the number of tasks in flight. If `extend` is given, also requests this additional time.
 pub(crate) fn notify_draining(in_flight: usize, extend: Option<Duration>) -> io::Result<()> {
     notify::draining(in_flight, extend)
 }

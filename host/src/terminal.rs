@@ -1,4 +1,4 @@
-//! Writes lines for people to stderr. While the progress bar is shown, the lines appear above the bar.
+//! Writes the messages of the host to stderr. While the progress bar is shown, the messages appear above the bar.
 
 use crate::bar;
 use background_tasks::Stragglers;
@@ -17,7 +17,7 @@ pub fn stderr() -> Stderr {
 /// A writer to stderr. The writer buffers the text, and writes all of the text above the progress bar when you flush or drop the writer.
 ///
 /// Writing never fails, even if stderr is closed. For example, in `service 2>&1 | tee log`, Ctrl-C ends `tee` too, but the drain must
-/// continue. With a closed stderr, `eprintln!` would panic.
+/// continue. After the end of `tee`, `eprintln!` would panic.
 ///
 /// Do not use this writer during a write to `std::io::stderr`, for example in a `Display` implementation that logs. With the progress bar,
 /// this can cause a deadlock: one thread holds the lock of stderr and waits for the bar, while another thread holds the bar and waits for
@@ -63,8 +63,8 @@ pub(crate) fn log(level: Level, line: impl Display) {
     let _ = catch_unwind(AssertUnwindSafe(|| write_line(level, line)));
 }
 
-/// Logs the tasks that are still in flight. On stderr, this is one text. With a tracing subscriber, this is one event with the counts, and
-/// one event for each task.
+/// Logs the tasks that are still in flight. On stderr, all tasks appear in one message. With a tracing subscriber, the host emits one event
+/// with the counts, and one event for each task.
 pub(crate) fn log_stragglers(level: Level, headline: &str, stragglers: &Stragglers) {
     #[cfg(feature = "tracing")]
     if emits_events() {
@@ -98,8 +98,8 @@ mod events {
     use background_tasks::{Stragglers, Summary};
     use std::fmt::Display;
 
-    /// The largest number of stragglers that get an event. If there were more events, the process could exit before it has written the last
-    /// lines.
+    /// The largest number of stragglers for which the host emits an event. With more events, the process could exit before it has written
+    /// the last lines.
     const MAX_STRAGGLERS: usize = 100;
 
     /// Emits an event. This is a macro because `tracing` needs the level at compile time.

@@ -11,8 +11,8 @@ pin_project! {
     /// value is dropped.
     ///
     /// A stream of events and a WebSocket do not end on their own. If they do not end at the signal, the drain waits for their clients
-    /// until the grace period expires. An upgraded connection belongs to no request. So without a guard, the drain does not wait for an
-    /// upgraded connection.
+    /// until the grace period expires. An upgraded connection belongs to no request, so the drain does not wait for it unless a guard
+    /// counts it.
     ///
     /// | the value | after the signal | required |
     /// | --- | --- | --- |

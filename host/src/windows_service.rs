@@ -16,7 +16,7 @@ mod imp {
     };
     use windows_service::service_control_handler::{self, ServiceControlHandlerResult, ServiceStatusHandle};
 
-    /// The longest announced time until the host runs.
+    /// The wait hint that Windows receives while the service starts, which is the longest time until the host runs.
     const START_WAIT_HINT: Duration = Duration::from_secs(30);
 
     /// The registered service, until the host reports it as stopped.

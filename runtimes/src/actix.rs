@@ -9,8 +9,8 @@ use std::time::Duration;
 /// When an arbiter stops, it drops its tasks, and the registry counts these tasks as abandoned. If a task that was spawned without a
 /// registry panics, the runtime catches the panic.
 ///
-/// The tasks of an arbiter are local tasks of tokio. Inside an actix system, you can therefore use `background_tasks::TokioSpawner`,
-/// which spawns on the caller's arbiter. `TokioSpawner` also starts local tasks and blocking closures.
+/// The tasks of an arbiter are local tasks of tokio. Inside an actix system, you can therefore use `background_tasks::TokioSpawner`, which
+/// spawns on the caller's arbiter. Unlike `ArbiterSpawner`, `TokioSpawner` can also start local tasks and blocking closures.
 ///
 /// # Panics
 ///

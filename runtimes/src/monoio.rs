@@ -64,8 +64,8 @@ impl BlockingSpawner for MonoioSpawner {
 impl Timer for MonoioSpawner {
     type Sleep = BoxLocalTask;
 
-    /// In monoio 0.2.4, a timer future always wakes the task that polled this future first, even if another task polls it later. When the
-    /// waker changes, the future that this method returns therefore replaces monoio's future.
+    /// In monoio 0.2.4, a timer future always wakes the task that polled the future first, even if another task polls the future later. The
+    /// future that this method returns therefore creates a new timer future when the waker changes.
     #[track_caller]
     fn sleep(&self, duration: Duration) -> BoxLocalTask {
         let mut sleep = with_advice(ADVICE, || Box::pin(monoio::time::sleep(duration)));

@@ -21,7 +21,7 @@ pub(crate) struct LimitOptions {
 }
 
 impl LimitOptions {
-    /// Returns the new limits, or `None` if none of these options is present.
+    /// Returns the limits `old` with the changes of these options, or `None` if no option is present.
     pub(crate) fn apply(&self, old: QueueLimits) -> Option<QueueLimits> {
         let mut limits = if self.none { QueueLimits::default() } else { old };
         if let Some(jobs) = self.running {

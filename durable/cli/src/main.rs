@@ -108,7 +108,7 @@ async fn run(options: &Options) -> Result<(), Failure> {
 struct Action {
     infinitive: &'static str,
     participle: &'static str,
-    /// Returns why the action did not change a job with this status.
+    /// Returns the reason why the action cannot change a job with this status.
     reason: fn(JobStatus) -> &'static str,
 }
 

@@ -1,4 +1,4 @@
-//! Prints tables for people, and JSON for programs.
+//! Formats the output as tables, or as JSON for programs.
 
 use crate::{limits, number};
 use background_tasks_durable::{JobId, JobInfo, JobStatus, QueueCounts, QueueInfo, QueueLimits};

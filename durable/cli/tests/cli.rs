@@ -106,7 +106,7 @@ impl Store {
     }
 }
 
-/// Runs a test on SQLite and, if it is installed, on Postgres.
+/// Runs a test on SQLite. If Postgres is installed, also runs the test on Postgres.
 fn on_each_store(test: impl Fn(&Store)) {
     let folder = TempDir::new().unwrap();
     test(&Store::new(folder.path().join("jobs.db").to_str().unwrap().to_owned()));
@@ -130,7 +130,7 @@ fn queues_and_jobs_are_shown() {
             (&rows[1][..7], &rows[2][..7]),
             (&["numbers", "1", "0", "0", "1", "1", "0"][..], &["other", "1", "0", "0", "0", "0", "0"][..])
         );
-        // If the database is busy when a worker ends, the worker is counted until its lease expires.
+        // If the database is busy when a worker ends, the worker stays in the store until its lease expires.
         let queues = loop {
             let queues = store.json(&["queues"]);
             if queues[0]["workers"] == 0 {
@@ -202,7 +202,7 @@ fn single_jobs_are_retried_discarded_and_cancelled() {
         store.fails(&["show", &id(2)], 1, &format!("no job {}", id(2)));
         assert_eq!(store.json(&["cancel", &id(0)]), serde_json::json!({ "cancelled": [id(0)] }));
         store.fails(&["cancel", &id(0)], 1, "which is cancelled");
-        // The other jobs of the same call are still changed.
+        // If one job cannot be changed, the tool still changes the other jobs.
         let output = store.run(&["discard", &id(2), &id(0), &id(1)]);
         assert_eq!((output.code, output.stdout), (1, format!("discarded {}\ndiscarded {}\n", id(0), id(1))));
         let done = store.work("numbers", &[1])[0].to_string();
@@ -215,7 +215,7 @@ fn single_jobs_are_retried_discarded_and_cancelled() {
     });
 }
 
-/// The tool and the worker are different processes.
+/// The tool changes jobs and queues that a worker in another process uses.
 #[test]
 fn running_job_is_cancelled_and_paused_queue_resumes() {
     on_each_store(|store| {
@@ -246,7 +246,7 @@ fn running_job_is_cancelled_and_paused_queue_resumes() {
 fn bulk_actions_need_a_confirmation() {
     on_each_store(|store| {
         let dead = store.work("numbers", &[-1, -2, -3]);
-        store.work("numbers", &[4]); // the queue still has a job when all dead ones are discarded
+        store.work("numbers", &[4]); // this job stays in the queue when all dead jobs are discarded
         store.fails(&["retry", "--all", "numbers"], 2, "retry all 3 dead jobs of \"numbers\"? Pass --yes to confirm");
         store.fails(&["discard", "--all", "numbers"], 2, "Pass --yes to confirm");
         assert_eq!(store.json(&["dead"]).as_array().unwrap().len(), 3);
@@ -331,7 +331,7 @@ fn database_of_another_program_is_an_error_and_stays_unchanged() {
     }
     assert_eq!(fs::read(path("empty.db")).unwrap(), b"");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
-    // These arguments name no usable database.
+    // With these arguments, the tool has no database that it can use.
     for (args, code, message) in [
         (&["queues"][..], 2, "pass --url or set DATABASE_URL"),
         (&["queues", "--url", "mysql://user:secret@host/name"], 2, "invalid database address: mysql:…"),

@@ -12,8 +12,8 @@ use futures_util::StreamExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// If the last commit was less than `BUSY_PERIOD` ago, an outcome waits this long for further outcomes. Committing many outcomes at the
-/// same time costs as much as committing one.
+/// If the last commit was less than `BUSY_PERIOD` ago, an outcome waits this long for further outcomes. A commit of many outcomes takes
+/// about as long as a commit of one outcome.
 const GROUP_DELAY: Duration = Duration::from_millis(2);
 const BUSY_PERIOD: Duration = Duration::from_millis(10);
 
@@ -81,8 +81,8 @@ impl Engine {
                 update.worker.set_ready(true); // the end of this job may allow another job to start
             }
             // If a retried commit finds nothing to update, an earlier commit without a response may have succeeded, so the outcome counts
-            // as committed. After `complete_in`, this does not apply: the handler's transaction was committed, or the worker has lost the
-            // job.
+            // as committed. After a call to `complete_in`, this rule does not apply, because either the handler's transaction was
+            // committed, or the worker has lost the job.
             let may_be_applied = is_repeated && !update.is_completed;
             let committed = if may_be_applied && committed == Committed::Lost { Committed::Yes } else { committed };
             if let Some(duration) = update.duration {

@@ -16,7 +16,7 @@ const BEATS: u32 = 5;
 /// The longest time for which the thread waits for a notification.
 const MAX_WAIT: Duration = Duration::from_secs(1);
 
-/// The shortest time limits: for a heartbeat, and for a new connection.
+/// The shortest time limit for a heartbeat, and the shortest time limit for a new connection.
 const MIN_LIMIT: Duration = Duration::from_secs(2);
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
@@ -68,7 +68,7 @@ async fn beat(engine: &Arc<Engine>, heart: &mut Option<Box<dyn Heart>>, pulse: &
         heart
     } else {
         let heart = heart.insert(with_timeout(limit.max(CONNECT_LIMIT), engine.store.heart()).await?);
-        engine.look_in(Duration::ZERO); // earlier notifications are lost
+        engine.look_in(Duration::ZERO); // notifications before the connection are lost
         heart
     };
     let is_due = is_new || pulse.last.elapsed() >= interval;

@@ -1,4 +1,4 @@
-//! Deletes finished jobs whose retention has expired.
+//! Deletes ended jobs whose retention has expired, and makes blocked jobs available.
 
 use super::Engine;
 use crate::outage::{Outage, with_timeout};

@@ -1,5 +1,5 @@
 //! Decides which jobs of the process can start. A suspect is a job whose worker has died several times. A suspect runs only while no other
-//! job of the process runs, so that its crash is not counted for other jobs.
+//! job of the process runs, so that a crash of the process is not counted for other jobs.
 
 use crate::engine::{Engine, WorkerHandle};
 use crate::sync::lock;
@@ -27,7 +27,7 @@ impl Slots {
         &self.changed
     }
 
-    /// Returns whether a suspect waits or runs. If so, the engine fetches no jobs.
+    /// Returns whether a suspect waits or runs. While this is the case, the engine fetches no jobs.
     pub(super) fn is_reserved(&self) -> bool {
         let state = lock(&self.state);
         state.is_alone || state.suspects > 0
@@ -72,7 +72,7 @@ impl Drop for Permit {
     }
 }
 
-/// Exists while a suspect waits until it can start.
+/// While this value exists, a suspect waits until it can start, and the engine fetches no jobs.
 pub(crate) struct Suspect(Arc<Engine>);
 
 impl Drop for Suspect {

@@ -22,7 +22,7 @@ use ulid::Ulid;
 /// A command that the engine sends to the task of a worker.
 pub(crate) enum Command {
     Start(JobLease, FetchedJob),
-    /// Reports an error to the observers of the registry. It is used for errors that do not belong to a single job.
+    /// Reports an error that does not belong to a single job. The observers of the registry receive the report.
     Report(Arc<str>),
 }
 
@@ -55,8 +55,8 @@ struct WorkerState {
 
 struct InFlightJob {
     running: Arc<RunningJob>,
-    /// Whether the run of the handler has ended. When the outcome of the run is committed, the job can be fetched again. This can happen
-    /// before this worker receives the response to the commit.
+    /// Whether the run of the handler has ended. When the outcome of the run is committed, the job can be fetched again, even before this
+    /// worker receives the response to the commit.
     is_over: bool,
 }
 
@@ -166,7 +166,7 @@ impl WorkerHandle {
         state.next_fetch = Some(Instant::now() + delay);
     }
 
-    /// Returns the time of the next fetch if the fetch is delayed and the queue may have jobs.
+    /// If the next fetch is delayed and the queue may have jobs, returns the time of this fetch.
     pub(super) fn next_fetch(&self) -> Option<Instant> {
         let state = lock(&self.state);
         state.next_fetch.filter(|at| state.is_ready && *at > Instant::now())
@@ -231,8 +231,8 @@ impl WorkerHandle {
 /// The mean interval between two fetches while a worker fetches less often. By default, other workers check the queue at least this often.
 const BACK_OFF_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The lease of a fetched job. However the task of the job ends, its lease sends exactly one outcome. If the lease is dropped before the
-/// job has ended, the drop sends the outcome.
+/// The lease of a fetched job. The lease sends exactly one outcome, even if the task of the job panics or is dropped. If the lease is
+/// dropped before the job has ended, the drop sends the outcome.
 pub(crate) struct JobLease {
     worker: Arc<WorkerHandle>,
     engine: Arc<Engine>,
@@ -244,7 +244,7 @@ pub(crate) struct JobLease {
     retry_delay: Duration,
     /// The start time of the attempt, if metrics are recorded.
     started: Option<Instant>,
-    /// The clones of the handler's job.
+    /// Shows whether clones of the handler's `Job` exist.
     clones: Weak<JobHandle>,
     state: LeaseState,
 }

@@ -83,17 +83,17 @@ impl Durable {
     ///
     /// # Counters and histograms
     ///
-    /// The counters and histograms cover the workers of this process. An attempt is counted when its outcome is committed. Some outcomes
-    /// need an explanation:
+    /// The counters and histograms cover the workers of this process. An attempt is counted when its outcome is committed. These values of
+    /// the label `outcome` need an explanation:
     ///
     /// - `retried`: the attempt has failed, and the job waits for its backoff.
     /// - `returned`: a shutdown has interrupted the attempt, and the job is back in the queue.
-    /// - `deferred`: the worker does not know the version of the payload.
+    /// - `deferred`: the worker does not know the version of the payload, so the job waits for another worker.
     /// - `lost`: the outcome was discarded, because the lease had expired.
     ///
-    /// The duration of an attempt is the time that the handler runs. If the job is retried, the duration includes blocking work that has a
-    /// clone of the [`Job`](crate::Job). The duration of a fetch is the duration of its statement. Recovered jobs are jobs of dead workers
-    /// that this process has put back into their queues.
+    /// The duration of an attempt is the time that the handler runs. If the job is retried, the duration also includes the time of blocking
+    /// work that has a clone of the [`Job`](crate::Job). The duration of a fetch is the duration of its statement. Recovered jobs are jobs
+    /// of dead workers that this process has put back into their queues.
     ///
     /// The task that reads the gauges ends when all handles of the store and all its workers are dropped.
     ///

@@ -44,7 +44,7 @@ pub(crate) struct Postgres {
 }
 
 impl Postgres {
-    /// Connects to a database. If `is_existing` is false, creates and migrates the tables.
+    /// Connects to a database. If `is_existing` is false, also creates and migrates the tables.
     pub(crate) async fn connect(url: &str, schema: &str, is_existing: bool) -> StoreResult<Self> {
         let options: PgConnectOptions = url.parse().map_err(|error: sqlx::Error| Error::Address(error.to_string()))?;
         // PgBouncer rejects this parameter, which affects only floating-point numbers in text format.
@@ -79,14 +79,14 @@ impl Postgres {
 }
 
 impl Drop for Postgres {
-    /// Closes the connection directly. Putting the connection back into its pool would need a runtime.
+    /// Closes the connection directly. A runtime would be needed to put the connection back into its pool.
     fn drop(&mut self) {
         drop(self.engine_connection.get_mut().take().map(PoolConnection::leak));
     }
 }
 
 fn pool_options() -> PgPoolOptions {
-    // The callback with `ping` replaces the pool's own test.
+    // The pool's own check is disabled, because the callback with `ping` replaces it.
     PgPoolOptions::new().acquire_timeout(CONNECT_TIMEOUT).test_before_acquire(false)
 }
 
@@ -140,7 +140,8 @@ fn unavailable(options: &PgConnectOptions, cause: impl Display) -> Error {
 /// The schema of the tables if the program does not choose another schema.
 pub(crate) const SCHEMA: &str = "background_tasks";
 
-/// The statements that create each version of the tables. `@` is replaced by the prefix of the tables' names.
+/// The migrations of the tables. Each migration contains the statements that create one version of the tables. `@` is replaced by the
+/// prefix of the tables' names.
 const MIGRATIONS: [&str; 1] = [include_str!("migrations/postgres_1.sql")];
 const CARRY_OVER: &str = include_str!("migrations/postgres_carry_over.sql");
 
@@ -184,7 +185,7 @@ async fn migrate(conn: &mut PgConnection, prefix: &str, schema: &str) -> StoreRe
     Ok(tx.commit().await?)
 }
 
-/// Fails if the schema does not have the tables of this version.
+/// Fails if the tables in the schema do not have the newest version that this crate knows.
 async fn check_tables(conn: &mut PgConnection, prefix: &str, schema: &str) -> StoreResult {
     let versions = format!("{prefix}versions");
     let exists = "SELECT to_regclass($1) IS NOT NULL";
@@ -269,10 +270,11 @@ fn without_nul(text: &str) -> String {
 }
 
 /// The lateral join makes the server use the index of available jobs, whatever the statistics of the table are. In other forms of this
-/// statement, a limit that is a parameter makes the server sort the whole queue at each fetch. Statistics of an empty queue have the same
-/// effect.
+/// statement, a limit that is a parameter makes the server sort the whole queue at each fetch. Statistics that were collected while the
+/// queue was empty have the same effect.
 ///
-/// The commit is synchronous. Otherwise a crash of the server could undo a fetch, and another worker would run the job at the same time.
+/// The commit is synchronous. Otherwise a crash of the server could undo a fetch, and another worker could start the job while this worker
+/// still runs it.
 const FETCH: &str = "WITH fetched AS (
     UPDATE @jobs AS jobs SET state = 'running', run = run + 1, worker = requests.worker
     FROM unnest($1::text[], $2::text[]) AS requests (queue, worker)
@@ -339,11 +341,11 @@ const COMMIT: &str = "UPDATE @jobs AS jobs SET state = outcome.state, worker = N
         AS outcome (id, run, state, charge, delay, result, error)
     WHERE jobs.id = outcome.id AND jobs.run = outcome.run AND jobs.state = 'running' RETURNING jobs.id, jobs.queue, jobs.limit_key";
 
-/// Releases cancelled jobs from their workers. The outcomes of these jobs have changed nothing.
+/// Releases cancelled jobs from their workers. `COMMIT` has not changed these jobs.
 const RELEASE_CANCELLED: &str = "UPDATE @jobs SET worker = NULL WHERE id = ANY ($1) AND state = 'cancelled' AND worker IS NOT NULL RETURNING id, queue, limit_key";
 
-/// Finds jobs with a limit key that had ended before this call. Their handlers have called `complete_in`, or an earlier call has committed
-/// their outcomes.
+/// Finds jobs with a limit key that had ended before this call. The reason is that their handlers have called `complete_in`, or that an
+/// earlier call has committed their outcomes.
 const ENDED_OTHERWISE: &str =
     "SELECT id, queue, limit_key FROM @jobs WHERE id = ANY ($1) AND worker IS NULL AND limit_key IS NOT NULL";
 
@@ -357,7 +359,7 @@ const COLUMNS: &str =
     "id, queue, priority, limit_key, state, attempts, crashes, version, (extract(epoch FROM run_at) * 1000000)::bigint AS run_at,
     (extract(epoch FROM ended_at) * 1000000)::bigint AS ended_at, error, result, payload";
 
-/// Finds the names of the queues without reading all jobs: in each index, the statement skips from one queue to the next. In the index of
+/// Finds the names of the queues without reading all jobs. In each index, the statement skips from one queue to the next. In the index of
 /// available jobs, the statement also skips from one priority to the next. The first job of each priority is the oldest job of this
 /// priority.
 const QUEUES: &str = "WITH RECURSIVE
@@ -406,7 +408,7 @@ const RECOVER: &str = "WITH dead AS (DELETE FROM @workers WHERE expires_at < now
         WHERE worker IN (SELECT id FROM dead) RETURNING id)
     SELECT count(*) FROM lost";
 
-/// Makes jobs available again that were fetched while their worker was deregistered. No worker has started these jobs.
+/// Makes jobs available again if they were fetched while their worker was deregistered. No worker has started these jobs.
 const RECOVER_UNSTARTED: &str =
     "UPDATE @jobs AS jobs SET state = CASE state WHEN 'running' THEN 'available' ELSE state END, worker = NULL
     WHERE worker IS NOT NULL AND NOT EXISTS (SELECT FROM @workers WHERE workers.id = jobs.worker)";
@@ -476,8 +478,8 @@ impl Postgres {
         Ok(EngineConnection { slot: Some(slot), connection })
     }
 
-    /// Returns the engine's connection if it is free, or another connection of the pool. Calls of the engine do not wait until the caller
-    /// has finished.
+    /// Returns the engine's connection if it is free, or otherwise another connection of the pool. While the caller uses the returned
+    /// connection, the engine can use another connection.
     async fn idle_connection(&self) -> StoreResult<EngineConnection<'_>> {
         let mut kept = self.engine_connection.try_lock().ok().and_then(|mut slot| slot.take());
         // The connection is checked, so that a call of the program does not fail because the server was restarted.
@@ -493,7 +495,7 @@ impl Postgres {
         Ok(EngineConnection { slot: None, connection })
     }
 
-    /// Keeps a connection for the next call. If a call fails or is dropped, its connection goes back into the pool instead.
+    /// Keeps the connection of a successful call for the next call. If a call fails or is dropped, its connection goes back into the pool.
     fn keep<'a>(&'a self, used: EngineConnection<'a>) {
         if let Some(mut slot) = used.slot.or_else(|| self.engine_connection.try_lock().ok()) {
             slot.get_or_insert(used.connection);

@@ -26,7 +26,8 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) struct Sqlite {
     file: File,
-    /// A pool with a single connection. SQLite allows one writer at a time, and the queue of a pool is fairer than SQLite's busy timeout.
+    /// A pool with a single connection for writes. SQLite allows one writer at a time, and the queue of a pool is fairer than
+    /// SQLite's busy timeout.
     writer: SqlitePool,
     pool: SqlitePool,
     /// A connection that keeps a database in memory open. The pools may close all their connections, and the database is deleted with its
@@ -46,7 +47,7 @@ impl Sqlite {
         Ok(Self { file: File { path: PathBuf::new(), identity: None }, writer, pool, _anchor: Some(Mutex::new(anchor)) })
     }
 
-    /// Opens a database file. If `is_existing` is false, creates and migrates the file.
+    /// Opens a database file. If `is_existing` is false, also creates the file if it does not exist, and migrates the tables.
     pub(crate) async fn open(path: &Path, is_existing: bool) -> StoreResult<Self> {
         // The path is made absolute, because the program may change its working directory.
         let path = &std::path::absolute(path).map_err(|error| Error::Unavailable(format!("{}: {error}", path.display())))?;
@@ -105,10 +106,10 @@ fn pool(max_connections: u32) -> SqlitePoolOptions {
     options.before_acquire(|conn, _| ready(Ok(!conn.is_in_transaction())).boxed())
 }
 
-/// How often the heartbeat thread reads the version of the file. Each read takes microseconds.
+/// How often the heartbeat thread checks whether the file has changed. Each check takes microseconds.
 const POLL_INTERVAL: Duration = Duration::from_millis(25);
 
-/// The statements that create each version of the tables.
+/// The migrations of the tables. Each migration contains the statements that create one version of the tables.
 const MIGRATIONS: [&str; 1] = [include_str!("migrations/sqlite_1.sql")];
 const CARRY_OVER: &str = include_str!("migrations/sqlite_carry_over.sql");
 
@@ -134,7 +135,7 @@ async fn migrate(writer: &SqlitePool) -> StoreResult {
     Ok(tx.commit().await?)
 }
 
-/// Fails if the file does not have the tables of this version. Changes nothing in the file.
+/// Fails if the tables in the file do not have the newest version that this crate knows. Changes nothing in the file.
 async fn check_tables(options: &SqliteConnectOptions) -> StoreResult {
     let mut conn = options.clone().connect().await?;
     let exists = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = 'background_tasks_versions')";
@@ -178,7 +179,7 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     path.metadata().ok().map(|file| (file.dev(), file.ino()))
 }
 
-/// Returns the same identity for all files, because an open file cannot be deleted on other systems.
+/// Returns the same identity for all files. On systems other than Unix, an open file cannot be deleted, so no check is needed.
 #[cfg(not(unix))]
 fn identity(path: &Path) -> Option<(u64, u64)> {
     path.metadata().ok().map(|_| (0, 0))
@@ -305,12 +306,12 @@ const COMMIT: &str = "UPDATE background_tasks_jobs AS jobs SET state = outcome.s
         value ->> 5 AS result, value ->> 6 AS error FROM json_each(?1)) AS outcome
     WHERE jobs.id = outcome.id AND jobs.run = outcome.run AND jobs.state = 'running' RETURNING id, queue, limit_key";
 
-/// Releases cancelled jobs from their workers. The outcomes of these jobs have changed nothing.
+/// Releases cancelled jobs from their workers. `COMMIT` has not changed these jobs.
 const RELEASE_CANCELLED: &str = "UPDATE background_tasks_jobs SET worker = NULL
     WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'cancelled' AND worker IS NOT NULL RETURNING id, queue, limit_key";
 
-/// Finds jobs with a limit key that had ended before this call. Their handlers have called `complete_in`, or an earlier call has committed
-/// their outcomes.
+/// Finds jobs with a limit key that had ended before this call. The reason is that their handlers have called `complete_in`, or that an
+/// earlier call has committed their outcomes.
 const ENDED_OTHERWISE: &str = "SELECT id, queue, limit_key FROM background_tasks_jobs
     WHERE id IN (SELECT value FROM json_each(?1)) AND worker IS NULL AND limit_key IS NOT NULL";
 
@@ -334,7 +335,7 @@ const RECOVER: &str =
         run_at = ?1 + min(600, 2 << min(crashes, 10)) * (500 + abs(random() % 1000))
     WHERE worker IN (SELECT id FROM background_tasks_workers WHERE expires_at < ?1)";
 
-/// Makes jobs available again that were fetched while their worker was deregistered. No worker has started these jobs.
+/// Makes jobs available again if they were fetched while their worker was deregistered. No worker has started these jobs.
 const RECOVER_UNSTARTED: &str = "UPDATE background_tasks_jobs SET
         state = CASE state WHEN 'running' THEN 'available' ELSE state END, worker = NULL
     WHERE worker IS NOT NULL AND worker NOT IN (SELECT id FROM background_tasks_workers)";
@@ -343,7 +344,7 @@ const RECOVER_UNSTARTED: &str = "UPDATE background_tasks_jobs SET
 const HAS_DEAD: &str = "SELECT EXISTS (SELECT 1 FROM background_tasks_workers WHERE expires_at < ?1)
     OR EXISTS (SELECT 1 FROM background_tasks_jobs WHERE worker IS NOT NULL AND worker NOT IN (SELECT id FROM background_tasks_workers))";
 
-/// Finds the names of the queues without reading all jobs: in each index, the statement skips from one queue to the next. In the index of
+/// Finds the names of the queues without reading all jobs. In each index, the statement skips from one queue to the next. In the index of
 /// available jobs, the statement also skips from one priority to the next. The first job of each priority is the oldest job of this
 /// priority. `?1` is the current time.
 const QUEUES: &str = "WITH RECURSIVE
@@ -439,7 +440,7 @@ impl Store for Sqlite {
         POLL_INTERVAL
     }
 
-    /// The engine checks at most once a second, because the heartbeat thread polls for changes.
+    /// The engine checks the queues at most once a second, because the heartbeat thread polls the file for changes.
     fn look_interval(&self, poll_interval: Duration) -> Duration {
         poll_interval.max(Duration::from_secs(1))
     }
@@ -501,7 +502,7 @@ impl Store for Sqlite {
                 };
                 rows.iter().map(tick).collect::<StoreResult<Vec<_>>>()
             };
-            // The database is written only if a job is due, because a write waits for other writers.
+            // The statement that writes runs only if a job is due, because a write waits for other writers.
             let mut ticks = look().await?;
             for tick in ticks.iter_mut().filter(|tick| tick.next_due == Some(Duration::ZERO)) {
                 sqlx::query(PROMOTE).bind(&tick.queue).bind(now()).execute(&self.writer).await?;

@@ -1,5 +1,5 @@
-//! Runs the jobs of a queue in the caller's task, for tests. Each attempt runs the same code as in a worker. Only the fetches differ: they
-//! are repeated until no job of the queue is due.
+//! Runs the jobs of a queue in the caller's task, for tests. Each attempt runs the same code as in a worker. Only the fetches differ,
+//! because they are repeated until no job of the queue is due.
 
 use super::executor::Executor;
 use crate::engine::WorkerHandle;
@@ -23,7 +23,7 @@ use std::time::Duration;
 /// The lease is longer than any test, because nothing renews it.
 const LEASE: Duration = Duration::from_hours(24);
 
-/// The spawner of a registry that only exists because the executor needs one. The registry never spawns a task.
+/// The spawner of a registry that spawns no tasks. The registry exists only because an `Executor` needs a registry.
 #[derive(Clone)]
 struct NoSpawner;
 

@@ -14,13 +14,13 @@ use std::time::Duration;
 
 /// The time between two events.
 const INTERVAL: Duration = Duration::from_millis(500);
-/// The longest time between two events. The page treats a connection as lost only after a longer time without events.
+/// The longest time between two events. The page treats a connection as lost only if no event arrives for longer than this.
 const MAX_INTERVAL: Duration = Duration::from_secs(2);
 /// The time between two events during a drain, unless events are expensive. If events are cheap, a stream delays a drain by at most this
 /// time.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_DRAIN_INTERVAL: Duration = Duration::from_millis(250);
-/// After an event, the stream waits this many times as long as it took to make the event, within the limits above.
+/// The wait after an event is this many times as long as the time in which the event was made, within the limits above.
 const IDLE_FACTOR: u32 = 20;
 
 /// The body of a response from a [`Dashboard`](crate::Dashboard).

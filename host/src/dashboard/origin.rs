@@ -3,7 +3,8 @@
 use http::HeaderValue;
 use http::header::{self, HeaderMap, HeaderName};
 
-/// Returns whether a page of the same origin sent a request with these headers. `authority` is the host and port to which it was sent.
+/// Returns whether a page of the same origin sent a request with these headers. `authority` is the host and port to which the request was
+/// sent.
 pub(super) fn is_same(headers: &HeaderMap, authority: &str) -> bool {
     // Browsers send this header only over HTTPS, or to the local machine.
     let site = HeaderName::from_static("sec-fetch-site");

@@ -1,4 +1,4 @@
-//! The state that the page shows, as JSON.
+//! Creates the JSON from which the page shows the state of the registries.
 //!
 //! Only the page of the same release reads this JSON, so its fields can change in every release.
 
@@ -20,7 +20,7 @@ const MAX_GROUPS: usize = 50;
 const MAX_SERVICES: usize = 100;
 /// The largest length of the message about a service's last loss, in characters.
 const MAX_LOSS: usize = 300;
-/// If at least this many tasks must be read for an event, the event is expensive, and all open pages share it for a short time.
+/// If at least this many tasks must be read for an event, the event is expensive. All open pages share an expensive event for a short time.
 const MANY_TASKS: usize = 1000;
 /// Pages share an expensive event for this many times as long as the time that was needed to make it. So even many open pages together use
 /// only a small part of one thread.
@@ -148,14 +148,14 @@ struct State {
     inspected: bool,
     #[serde(flatten)]
     lists: Lists,
-    /// Present only if the dashboard shows a host.
+    /// The JSON contains this field only if the dashboard shows a host.
     #[serde(skip_serializing_if = "Option::is_none")]
     host: Option<HostState>,
 }
 
 #[derive(Default, Serialize)]
 struct Lists {
-    /// The number of tasks in flight by name.
+    /// The number of tasks in flight for each name.
     names: BTreeMap<&'static str, usize>,
     /// The tasks, oldest first, without child registries.
     tasks: Vec<InPhase<TaskInfo>>,
@@ -263,8 +263,8 @@ struct PhaseState {
     state: &'static str,
     in_flight: usize,
     reserve: f64,
-    /// The longest time until the host shuts this phase down. `null` unless a stop has started, its delay is over, and the phase is still
-    /// open.
+    /// The longest time until the host shuts this phase down. `null` if no stop has started, if the grace period has no end, if the delay
+    /// has not expired, or if the phase is already shut down.
     shutdown_within: Option<f64>,
 }
 

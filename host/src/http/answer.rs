@@ -1,4 +1,4 @@
-//! Responses that the server itself sends instead of its service.
+//! Creates responses that the server sends in place of its service.
 
 use crate::authority::{authority, is_trusted};
 use background_tasks::ShutdownSignal;

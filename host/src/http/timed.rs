@@ -1,4 +1,4 @@
-//! Time limits for the transfer of a request's body and of a response.
+//! Limits the time for the transfer of a request's body and of a response.
 
 use background_tasks::ShutdownSignal;
 use bytes::Bytes;
@@ -20,7 +20,7 @@ pub(super) struct TimeLimit {
     timer: SharedTimer,
     timeout: Duration,
     drain_timeout: Duration,
-    /// `None` as soon as the drain timeout applies.
+    /// `None` after the signal, because the drain timeout applies then.
     signal: Option<ShutdownSignal>,
     deadline: Option<Instant>,
     sleep: Option<Pin<Box<dyn Sleep>>>,
@@ -36,7 +36,7 @@ impl TimeLimit {
         self.sleep = None;
     }
 
-    /// Resolves when the time has expired. The first call starts the time, and so does the first call after `stop`.
+    /// Resolves when the time has expired. The first call starts the time. The first call after `stop` starts the time again.
     fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.signal.as_mut().is_some_and(|signal| Pin::new(signal).poll(cx).is_ready()) {
             self.signal = None;
