@@ -15,7 +15,7 @@ use std::panic::resume_unwind;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
@@ -150,10 +150,28 @@ impl Future for FakeSleep {
 }
 
 /// A spawner whose tasks and time the test controls.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub(crate) struct Fake {
     pub(crate) tasks: Manual,
     pub(crate) timer: FakeTimer,
+    is_clone: bool,
+}
+
+impl Clone for Fake {
+    fn clone(&self) -> Self {
+        Self { tasks: self.tasks.clone(), timer: self.timer.clone(), is_clone: true }
+    }
+}
+
+/// The task of a service owns a clone of its spawner, which owns the queue of this task. The spawner of the test breaks this cycle:
+/// otherwise Miri reports a leak.
+impl Drop for Fake {
+    fn drop(&mut self) {
+        if !self.is_clone {
+            let tasks = std::mem::take(&mut *self.tasks.0.lock().unwrap_or_else(PoisonError::into_inner));
+            drop(tasks);
+        }
+    }
 }
 
 impl Spawner for Fake {
