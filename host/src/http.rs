@@ -252,7 +252,7 @@ impl<S> HttpServer<S> {
         self
     }
 
-    /// Changes settings of hyper's server that have no method of their own here, such as the size of the buffers (`max_buf_size`).
+    /// Changes settings of hyper's server for which this type has no method, such as the size of the buffers (`max_buf_size`).
     #[must_use = "this returns the server"]
     pub fn configure(mut self, configure: impl FnOnce(&mut http1::Builder)) -> Self {
         configure(&mut self.settings.http);
