@@ -137,7 +137,7 @@ impl Drain {
         self.report_cause();
         if !is_in_time {
             self.state.set_exit_code(TOO_LATE);
-            self.abort();
+            self.abort(can_abort);
         } else if self.state.is_awaited() {
             let summary = self.phases.summary();
             let needs_no_line = is_logged || (is_silent && summary.is_clean());
@@ -223,7 +223,7 @@ impl Drain {
                     return Waited::TimeIsReserved(stragglers);
                 }
                 let (phases, state) = (&self.phases, &self.state);
-                self.progress.update(phases, || oldest(phases, state), &self.deadline);
+                self.progress.update(phases, |in_flight| oldest(phases, state, in_flight), &self.deadline);
                 self.checks.check_in_drain(phases, self.progress.output());
                 let next_check = self.checks.interval().unwrap_or(Duration::MAX).max(MIN_CHECK_INTERVAL);
                 interval = remaining.saturating_sub(reserved).min(self.progress.interval()).min(next_check);
@@ -233,7 +233,7 @@ impl Drain {
     }
 
     /// Reports the stragglers, aborts the tasks that can be aborted, and then reports the tasks that are still in flight.
-    fn abort(&self) {
+    fn abort(&self, can_abort: bool) {
         let late = self.phases.shutdown_within(Duration::ZERO);
         let program = self.describe_program(&late);
         for stragglers in late {
@@ -252,8 +252,12 @@ impl Drain {
             let summary = self.phases.summary();
             self.progress.log(Level::Warn, format!("aborted all remaining tasks after {}: {summary}", self.elapsed()));
         }
+        let needs_inspection = !can_abort && !left.is_empty();
         for stragglers in left {
             self.progress.log_stragglers(Level::Error, format!("gave up after {}", self.elapsed()), stragglers);
+        }
+        if needs_inspection {
+            self.progress.log(Level::Error, NO_NAMES.to_owned());
         }
     }
 
@@ -278,6 +282,9 @@ impl Drain {
 const CANNOT_ABORT: &str = "no registry is inspected, so no report names a task, and no task can be aborted when the grace period expires: \
     build the registry with `inspect` to change this";
 
+/// Follows the last report, because the other message can be far above this report in the log.
+const NO_NAMES: &str = "the report names no task, because no registry is inspected: build the registry with `inspect`";
+
 /// The shortest time between two liveness checks during the drain. A shorter time would also update the progress too often.
 const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -292,11 +299,15 @@ enum Waited {
     Dropped,
 }
 
-/// Describes the oldest tasks in flight. If no registry is inspected, this describes only the program.
-fn oldest(phases: &Phases, state: &HostState) -> String {
+/// Describes the oldest tasks in flight. If no registry is inspected, this names only the program and counts the other tasks.
+fn oldest(phases: &Phases, state: &HostState, in_flight: usize) -> String {
     let tasks = phases.oldest();
     match state.program_in_flight() {
-        Some(location) if tasks.is_empty() => format!("the program at {location}"),
+        Some(location) if tasks.is_empty() => match in_flight.saturating_sub(1) {
+            0 => format!("the program at {location}"),
+            1 => format!("the program at {location} and 1 other task"),
+            others => format!("the program at {location} and {others} other tasks"),
+        },
         _ => tasks,
     }
 }

@@ -464,7 +464,8 @@ impl Host {
     /// Leave out the numbers that also count expected events of your service:
     ///
     /// - `rejected`, if the registry has a limit and the handlers answer with status 503 after a rejection
-    /// - `abandoned`, if a `RequestLayer` counts requests, because a request is abandoned if its client disconnects
+    /// - `abandoned`, if a `RequestLayer` counts requests, because a request is abandoned if its client disconnects. To keep it, give
+    ///   the work its own registry, and check only the summary of this registry.
     /// - `aborted`, if operators or the program abort tasks
     ///
     /// A batch program fails if any task was lost: `fail_if(|summary| !summary.is_clean())`.

@@ -53,7 +53,7 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// | sends half the body of a request | [`body_timeout`](Self::body_timeout) |
 /// | does not read a response | [`write_timeout`](Self::write_timeout) |
 /// | sends a large head | status 431 if the head is larger than 32 KiB |
-/// | uses an unknown host name | [`host_name`](Self::host_name) |
+/// | uses an unknown host name | [`host_name`](Self::host_name), unless you call [`any_host_name`](Self::any_host_name) |
 ///
 /// A connection buffers at most 32 KiB of input, and 32 KiB of output in addition to the last frame of a response body. So a service needs
 /// less memory if it sends a large response in small frames. One thousand connections that have sent half a request head of 31 KiB need
@@ -105,6 +105,7 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// async fn serve(registry: Registry<TokioSpawner>) -> io::Result<()> {
 ///     let app = Router::new().route("/", get(async || "hello"));
 ///     let listener = TcpListener::bind("0.0.0.0:3000").await?;
+///     // Requests to other names receive status 421. `any_host_name()` accepts all names, for example behind a proxy that checks the name.
 ///     let server = HttpServer::new(&registry, TokioTimer::new()).host_name("signups.example.com");
 ///     let accept = async move || Ok(TokioIo::new(listener.accept().await?.0));
 ///     server.serve(accept, TowerToHyperService::new(app)).await;
@@ -252,7 +253,7 @@ impl<S> HttpServer<S> {
         self
     }
 
-    /// Changes settings of hyper's server for which this type has no method, such as the size of the buffers (`max_buf_size`).
+    /// Changes settings of hyper's server for which `HttpServer` has no method, such as the size of the buffers (`max_buf_size`).
     #[must_use = "this returns the server"]
     pub fn configure(mut self, configure: impl FnOnce(&mut http1::Builder)) -> Self {
         configure(&mut self.settings.http);

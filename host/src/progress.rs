@@ -71,8 +71,8 @@ impl Progress {
         windows_service::report_stopping(extension(deadline));
     }
 
-    /// Reports the tasks in flight. The function `oldest` describes the oldest tasks.
-    pub(crate) fn update(&mut self, phases: &Phases, oldest: impl FnOnce() -> String, deadline: &Deadline) {
+    /// Reports the tasks in flight. The function `oldest` receives their number, and describes the oldest tasks.
+    pub(crate) fn update(&mut self, phases: &Phases, oldest: impl FnOnce(usize) -> String, deadline: &Deadline) {
         let in_flight = phases.in_flight();
         let ended = phases.ended().saturating_sub(self.ended_before);
         let has_progressed = self.ended_at_last_status.replace(ended) != Some(ended);
@@ -82,11 +82,11 @@ impl Progress {
         }
         self.check(systemd::notify_draining(in_flight, extension));
         if self.has_bar {
-            let oldest = oldest();
+            let oldest = oldest(in_flight);
             self.output.run(move || bar::update(ended, in_flight, oldest));
         } else if self.last_line.elapsed() >= LINE_INTERVAL {
             self.last_line = Instant::now();
-            self.log(Level::Info, format!("draining: {}", describe_in_flight(in_flight, &oldest())));
+            self.log(Level::Info, format!("draining: {}", describe_in_flight(in_flight, &oldest(in_flight))));
         }
     }
 
