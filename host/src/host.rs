@@ -103,8 +103,8 @@ use std::time::Duration;
 /// With the codes 2 and 101, the process exits after the drain. If several of the codes 1, 2 and 101 apply, the process exits with the code
 /// that was set first in time. For example, if the program returns an error and then the grace period expires, the code is 2.
 ///
-/// A service that answers before its work is done should call `fail_if(|summary| !summary.is_clean())`. Otherwise the process exits with
-/// code 0 even if a task panicked or was dropped.
+/// A service that answers before its work is done should call [`fail_if`](Self::fail_if). Otherwise the process exits with code 0 even if
+/// the registry dropped or rejected a task.
 ///
 /// # Output
 ///
@@ -113,8 +113,9 @@ use std::time::Duration;
 /// ages of services are not shown. In both cases, the last line contains the outcomes. The host reports nothing if the program succeeds without a signal, no task is in flight, and no task was lost.
 ///
 /// With the feature `tracing` and a global subscriber, the host emits tracing events instead of lines. The events have no parent span. The
-/// host emits one event for each straggler, for at most the 100 oldest stragglers of each registry. The event of a straggler has the fields
-/// of [`TracingObserver`](https://docs.rs/background-tasks/latest/background_tasks/struct.TracingObserver.html). A host that emits events
+/// host emits one event for each straggler, for at most the 100 oldest stragglers of each registry. The event of a straggler has the task
+/// fields of [`TracingObserver`](https://docs.rs/background-tasks/latest/background_tasks/struct.TracingObserver.html),
+/// `task.is_abortable`, and `task.abort_requested` if the host has aborted the task but the task is still in flight. A host that emits events
 /// shows no progress bar, unless `progress_bar` enables the bar. If every registry has a `TracingObserver`, or another observer that [logs
 /// the shutdown](background_tasks::Observer::logs_shutdown), the host does not report the start and the end of the drain a second time.
 ///
@@ -445,16 +446,27 @@ impl Host {
     ///
     /// A second call replaces the function of the first call.
     ///
+    /// The summary counts from the creation of the registries, not from the request to stop. In a service, `!summary.is_clean()` is true
+    /// after any loss in weeks, such as one failed mail. Observers report these losses when they happen.
+    ///
     /// # Examples
     ///
-    /// A service that responds before its work is done exits with code 1 if a registry has rejected a task:
+    /// A service that responds before its work is done exits with code 1 if a task was dropped or never started. The observers report tasks
+    /// that failed or panicked, so these tasks do not change the code:
     ///
     /// ```
     /// # use background_tasks::Registry;
     /// # use background_tasks_host::Host;
     /// # let registry = Registry::new(());
-    /// let host = Host::new(&registry).fail_if(|summary| summary.rejected > 0);
+    /// let host = Host::new(&registry).fail_if(|summary| summary.aborted + summary.abandoned + summary.rejected > 0);
     /// ```
+    ///
+    /// Leave out the numbers that also count expected events of your service:
+    ///
+    /// - `rejected`, if the registry has a limit and the handlers answer with status 503 after a rejection
+    /// - `abandoned`, if a `RequestLayer` counts requests, because a request is abandoned if its client disconnects. To keep it, give
+    ///   the work its own registry, and check only the summary of this registry.
+    /// - `aborted`, if operators or the program abort tasks
     ///
     /// A batch program fails if any task was lost: `fail_if(|summary| !summary.is_clean())`.
     pub fn fail_if(mut self, is_failure: impl FnOnce(&Summary) -> bool + Send + 'static) -> Self {

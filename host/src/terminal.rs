@@ -131,6 +131,7 @@ mod events {
                     task.kind = task.kind().map(tracing::field::display),
                     task.age_seconds = task.age().map(|age| age.as_secs_f64()),
                     task.is_abortable = task.is_abortable(),
+                    task.abort_requested = task.abort_requested().then_some(true),
                 },
                 "background task still in flight"
             );

@@ -52,6 +52,8 @@ fn main() -> ExitCode {
         .build();
 
     // Creates the host before the runtime starts threads, so that no signal is lost.
+    // No `fail_if`: this summary also counts sign-ups that were answered with 503 (rejected), clients that disconnected (abandoned) and
+    // tasks that an operator aborted on the dashboard. The log and the metrics report each loss when it happens.
     // The host shows the progress bar together with log lines, because the subscriber writes its lines above the bar.
     let host = Host::new(&tasks).grace(options.grace).delay(options.delay).progress_bar(true);
     let program = run(options, tasks, prometheus, host.readiness());

@@ -107,6 +107,8 @@ pub(crate) fn run(program: &str) -> ExitCode {
         #[cfg(feature = "tracing")]
         "traced_many_tasks" => traced(many_tasks),
         #[cfg(feature = "tracing")]
+        "traced_blocked_task" => traced(blocks_its_thread),
+        #[cfg(feature = "tracing")]
         "traced_failure" => traced(|| fails_at_start(TracingObserver)),
         #[cfg(feature = "tracing")]
         "traced_failure_in_drain" => traced(|| fails_in_drain(TracingObserver)),
@@ -828,6 +830,24 @@ fn task_without_inspection() -> ExitCode {
 fn traced(program: impl FnOnce() -> ExitCode) -> ExitCode {
     tracing::subscriber::set_global_default(events::ToStderr).unwrap();
     program()
+}
+
+/// A task blocks its thread until the process exits.
+#[cfg(feature = "tracing")]
+fn blocks_its_thread() -> ExitCode {
+    let registry = Registry::builder(SmolSpawner).inspect().build();
+    let (started, is_blocked) = std::sync::mpsc::channel();
+    registry.named("mail").run(async move {
+        started.send(()).unwrap();
+        loop {
+            thread::park();
+        }
+    });
+    is_blocked.recv().unwrap();
+    block_on(host(&registry).run(async {
+        ready();
+        registry.signal().await;
+    }))
 }
 
 /// The program fails while a task waits for the shutdown signal.

@@ -100,6 +100,8 @@ const TESTS: &[(&str, fn())] = tests! {
     start_and_end_are_reported_once
     #[cfg(feature = "tracing")]
     stragglers_are_one_event_each
+    #[cfg(feature = "tracing")]
+    blocked_task_has_an_abort_requested
 };
 
 /// The tests that run only on Unix, each with the reason.
@@ -1008,6 +1010,17 @@ fn stragglers_are_one_event_each() {
         };
         assert_eq!(events.filter(is_complete).count(), count, "{output}");
     }
+}
+
+/// After the abort, the event of a blocked task reports that the abort was requested.
+#[cfg(feature = "tracing")]
+fn blocked_task_has_an_abort_requested() {
+    let process = Program::new("traced_blocked_task").with("GRACE", GRACE).start_ready();
+    process.signal(Signal::TERM);
+    let output = process.wait().assert_code(1).output();
+    let events: Vec<_> = output.lines().filter(|line| line.contains("message=background task still in flight")).collect();
+    let requested: Vec<_> = events.iter().map(|line| line.contains(" task.abort_requested=true")).collect();
+    assert_eq!(requested, [false, true], "{output}");
 }
 
 /// If the subscriber writes to the terminal, its lines would overwrite the bar, so the host hides the bar.
