@@ -53,8 +53,8 @@ impl<S> RegistryBuilder<S> {
     /// Adds an [`Observer`]. The registry calls its observers for every lost task, at the start of the shutdown, and at the end
     /// of the drain. Default: no observers.
     ///
-    /// The registry calls its observers in the order in which they were added. If a task has no name and completes, observers add
-    /// no cost to the task, unless one of them [observes every task](Observer::observes_every_task). In a registry with
+    /// The registry calls its observers in the order in which they were added. For a task without a name, observers add a cost only
+    /// if the task is lost, or if one of the observers [observes every task](Observer::observes_every_task). In a registry with
     /// observers, each [named](Registry::named) task occupies a slot: a table entry with information about the task.
     /// [`inspect`](Self::inspect) describes the cost of slots.
     ///
@@ -109,7 +109,7 @@ impl<S> RegistryBuilder<S> {
     /// Starts the shutdown when any task panics. Default: off.
     ///
     /// Even if this option is off, the shutdown starts when a [critical](Registry::critical) task is lost. At the start of the
-    /// shutdown, the task that panicked still counts as in flight.
+    /// shutdown, the panicked task still counts as in flight.
     pub fn shutdown_on_panic(mut self) -> Self {
         self.settings.flags |= SHUTDOWN_ON_PANIC;
         self
@@ -118,7 +118,7 @@ impl<S> RegistryBuilder<S> {
     /// Starts the shutdown when any task fails. Default: off.
     ///
     /// Even if this option is off, the shutdown starts when a [critical](Registry::critical) task is lost. At the start of the
-    /// shutdown, the task that failed still counts as in flight.
+    /// shutdown, the failed task still counts as in flight.
     pub fn shutdown_on_failure(mut self) -> Self {
         self.settings.flags |= SHUTDOWN_ON_FAILURE;
         self

@@ -111,9 +111,9 @@
 //! | `portable-atomic` | atomics from the crate portable-atomic, for targets without compare-and-swap |
 //! | `critical-section` | locks that are critical sections, for programs without `std` and for `portable-atomic` |
 //!
-//! Do not turn off the default features on an operating system: they bring no runtime, and the crate does not build there without
-//! `std`. In a [program without `std`](guide::bare_metal), the crate lacks only the functions that the row `std` of this table
-//! lists. See also the page about [programs in a browser](guide::browser).
+//! On an operating system, keep the default features: they add no runtime, and the crate does not build on an operating system
+//! without `std`. In a [program without `std`](guide::bare_metal), the crate lacks only the functions in the row `std` of this
+//! table. See also the page about [programs in a browser](guide::browser).
 //!
 //! # Cost
 //!
@@ -125,11 +125,11 @@
 //! reuses the states of former registries. The memory for states is therefore bounded by the largest number of registries that
 //! existed at the same time.
 //!
-//! An option of [`RegistryBuilder`] costs nothing unless a program uses the option. In a registry with observers, each task that
-//! has a name occupies a slot: a table entry with information about the task. For a task without a name, observers add a cost
-//! only if the task is lost, or if one of the observers [observes every task](Observer::observes_every_task). In an inspected
-//! registry, each task takes a timestamp and occupies a slot. In a registry with a limit on the tasks in flight, all threads
-//! share one counter. The benchmark `cargo run --release -p peers`, in the repository, measures these costs.
+//! If a program does not use an option of [`RegistryBuilder`], the option costs nothing. In a registry with observers, each
+//! task that has a name occupies a slot: a table entry with information about the task. For a task without a name, observers
+//! add a cost only if the task is lost, or if one of the observers [observes every task](Observer::observes_every_task). In an
+//! inspected registry, each task takes a timestamp and occupies a slot. In a registry with a limit on the tasks in flight, all
+//! threads share one counter. The benchmark `cargo run --release -p peers`, in the repository, measures these costs.
 
 #![cfg_attr(not(feature = "std"), no_std)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -24,9 +24,9 @@ use core::time::Duration;
 /// drops or rejects the task. Several threads can call methods of the same observer simultaneously. The registry holds no lock
 /// while it calls an observer.
 ///
-/// An observer's methods should return quickly, because they delay the task and the drain. An observer is allowed to call methods
-/// of the registry. It must not wait for the drain, because the drain waits for the observer. If an observer owns a handle of its
-/// registry, dropping all other handles does not start the shutdown.
+/// An observer's methods should return quickly, because they delay the task and the drain. An observer is allowed to call
+/// methods of the registry. It must not wait for the drain, because the drain waits for the observer. If an observer owns a
+/// handle of its registry, the shutdown does not start when all other handles are dropped.
 ///
 /// # Panics
 ///
@@ -103,9 +103,9 @@ pub trait Observer: Send + Sync + 'static {
     ///
     /// [`RegistryBuilder::observer`](crate::RegistryBuilder::observer) calls this method one time. If at least one observer of a
     /// registry returns true, the registry calls [`started`](Self::started) and [`completed`](Self::completed) of all its
-    /// observers. The registry is then also [inspected](crate::RegistryBuilder::inspect), so each `TaskInfo` has a kind, and has
-    /// an age unless the task was rejected. Before each of these calls, the registry reads its list of observers under a lock
-    /// that all threads share. If all observers return false, this method adds no cost to tasks.
+    /// observers. The registry is then also [inspected](crate::RegistryBuilder::inspect). Each `TaskInfo` therefore has a kind, and
+    /// each task that was not rejected also has an age. Before each of these calls, the registry reads its list of observers under
+    /// a lock that all threads share. If all observers return false, this method adds no cost to tasks.
     fn observes_every_task(&self) -> bool {
         false
     }

@@ -71,8 +71,8 @@ macro_rules! wake_with {
 }
 pub(crate) use wake_with;
 
-/// Does nothing. In loom models, `model::LifeCheck` replaces this type, and checks that a registry state is not used while it is
-/// reused.
+/// Does nothing. In loom models, `model::LifeCheck` replaces this type. It checks that no code uses a registry state after
+/// another registry has taken the state.
 #[cfg(not(loom))]
 pub(crate) struct LifeCheck;
 

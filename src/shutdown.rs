@@ -38,7 +38,7 @@ impl Shutdown {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future returned by this method drops `deadline` and ends the wait, but not the shutdown.
+    /// If the returned future is dropped, `deadline` is dropped and the wait ends. The shutdown continues.
     ///
     /// # Examples
     ///
@@ -59,9 +59,9 @@ impl Shutdown {
         self.drained_before(deadline).await.ok_or_else(|| self.state().stragglers())
     }
 
-    /// Waits until the registry has drained or `grace` resolves. If `grace` resolves first, this method
-    /// [aborts](crate::Registry::abort) the remaining tasks, if the registry is [inspected](crate::RegistryBuilder::inspect). The
-    /// method then waits until the registry has drained or the future returned by the closure `abort_timeout` resolves.
+    /// Waits until the registry has drained or `grace` resolves. If `grace` resolves first and the registry is
+    /// [inspected](crate::RegistryBuilder::inspect), this method [aborts](crate::Registry::abort) the remaining tasks. After
+    /// `grace`, the method waits until the registry has drained or the future returned by the closure `abort_timeout` resolves.
     ///
     /// After `grace` has resolved, an inspected registry also aborts tasks that start later, if they can be aborted. For example,
     /// the destructor of an aborted task can start another task. A task that starts later counts as aborted, and is dropped before
@@ -84,13 +84,13 @@ impl Shutdown {
     ///
     /// # Work that continues
     ///
-    /// Work that an aborted task has started outside the registry may continue after the drain. Examples are a closure in
-    /// `tokio::task::spawn_blocking` and an operation of `tokio::fs`. [`Registry::abort`](crate::Registry::abort) describes how
-    /// to count such work.
+    /// If an aborted task has started work outside the registry, this work can continue after the drain. Examples are a closure in
+    /// `tokio::task::spawn_blocking` and an operation of `tokio::fs`. [`Registry::abort`](crate::Registry::abort) describes how to
+    /// count such work.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future returned by this method ends the wait, but not the shutdown. If this future is dropped before `grace`
+    /// If the returned future is dropped, the wait ends, but the shutdown continues. If this future is dropped before `grace`
     /// resolves, no task is aborted. If this future is dropped after `grace` has resolved, an inspected registry still aborts each
     /// task that starts later, until the registry has drained.
     ///

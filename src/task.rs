@@ -13,8 +13,8 @@ use core::{fmt, mem};
 use pin_project_lite::pin_project;
 
 pin_project! {
-    /// Contains the future of a task and its token, which proves that the task is counted. After the future has been dropped,
-    /// contains nothing. The compiler stores the variant `Dropped` in a niche of the token, so the enum needs no memory for a
+    /// Contains the future of a task and its token, which proves that the task is counted. After the future has been dropped, this
+    /// enum contains nothing. The compiler stores the variant `Dropped` in a niche of the token, so the enum needs no memory for a
     /// discriminant.
     #[project = WorkProjection]
     enum Work<F> {
@@ -40,8 +40,8 @@ impl<F> Work<F> {
         }
     }
 
-    /// Drops a future that has not finished. Returns `None` if the future was dropped earlier. Otherwise the caller must release
-    /// the returned token, which still counts the task as in flight (invariants S2 and S5).
+    /// Drops a future that has not finished. Returns `None` if the future was dropped earlier. If the result contains a token, the
+    /// caller must release this token, because it still counts the task as in flight (invariants S2 and S5).
     ///
     /// If the future's destructor panics, the result contains the payload of this panic.
     fn drop_unfinished(
@@ -91,7 +91,7 @@ impl<F: Future> Work<F> {
     }
 }
 
-/// Stops counting a task as in flight. If `loss` is `None`, the task completed.
+/// Stops counting a task as in flight. If `loss` is `None`, the task counts as completed.
 #[inline]
 fn release<T>(token: Token, loss: Option<UnreportedLoss>, value: T) -> T {
     match loss {
@@ -303,8 +303,9 @@ impl<F> fmt::Debug for Tracked<F> {
     }
 }
 
-/// Stops counting a guard's work as in flight. The work counts as panicked if the current thread is panicking, and the panic
-/// started after the guard was taken. Otherwise the work counts as `loss`, or as completed if `loss` is `None`.
+/// Stops counting a guard's work as in flight. If the current thread is panicking, and the panic started after the guard was
+/// taken, the work counts as panicked. In all other cases, `loss` is the outcome of the work. If `loss` is `None`, the work
+/// counts as completed.
 #[cold]
 fn end_guard(token: Token, loss: Option<UnreportedLoss>) {
     let is_panicked = panicking_thread().is_some_and(|thread| token.panicking_at_start() != Some(thread));
@@ -332,7 +333,8 @@ impl Guard {
         Self(token)
     }
 
-    /// Returns a guard whose work counts as abandoned unless [`complete`](CompletionGuard::complete) is called.
+    /// Returns a guard whose work counts as completed only if [`complete`](CompletionGuard::complete) is called. If the guard is
+    /// dropped instead, the work counts as abandoned.
     ///
     /// Call this method if the owner of the guard can be dropped before the work is done. For example, the owner can be a future,
     /// and a `select!` or an abort can drop the future.

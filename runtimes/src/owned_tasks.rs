@@ -1,9 +1,9 @@
 //! Stores the tasks of runtimes that do not store waiting tasks.
 //!
-//! monoio and glommio own a task only while the task is queued. While the task waits, only its wakers own the task. So if a waker exists
-//! longer than the runtime, the waker keeps the task alive. In monoio, the last waker drops the task on the thread of this waker, although
-//! the task is not `Send`. Therefore this module stores each task on the thread of the task, and passes a [`TaskRef`] to the runtime in
-//! place of the task.
+//! monoio and glommio own a task only while the task is queued. While the task waits, only its wakers own the task. If a waker exists
+//! longer than the runtime, this waker therefore keeps the task alive. In monoio, the last waker drops the task on the thread of this
+//! waker, although the task is not `Send`. Therefore this module stores each task on the thread of the task, and passes a [`TaskRef`] to
+//! the runtime in place of the task.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

@@ -140,8 +140,8 @@ const WAKES: usize = if cfg!(miri) { 10 } else { 1000 };
 /// Returns a task and the thread that wakes the task. The thread wakes the task one time for each poll except the last poll. The thread
 /// returns the waker that it called last.
 ///
-/// Every second poll of the task blocks until the thread has called the waker. The executor must therefore handle a wake-up during a
-/// poll.
+/// Each poll with an even number (2, 4, 6 and so on) blocks until the thread has called the waker. The executor must therefore handle a
+/// wake-up during a poll.
 pub(super) fn woken_by_another_thread() -> (impl Future<Output = ()> + Send, JoinHandle<Option<Waker>>) {
     let (sender, wakers) = channel::<Waker>();
     let woken = Arc::new(AtomicUsize::new(0));

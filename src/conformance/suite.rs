@@ -26,7 +26,7 @@ where
 
 /// Checks a [`Spawner`] whose executor can be dropped. The closure `make` returns the spawner and the executor.
 ///
-/// This function runs all checks of the function [`spawner`]. One more check drops the executor, drops the spawner after it, and checks
+/// This function runs all checks of the function [`spawner`]. One more check first drops the executor and then the spawner. It then checks
 /// whether all tasks have been dropped.
 ///
 /// # Panics

@@ -20,7 +20,8 @@ pub struct Summary {
     pub completed: u64,
     /// The number of tasks without a handle that finished with `Err`.
     pub failed: u64,
-    /// The number of tasks that panicked, of tasks whose destructor panicked, and of guards that a panic dropped.
+    /// The number of tasks and guards that ended with a panic: the task panicked, a destructor of the task panicked, or a panic
+    /// dropped the guard.
     pub panicked: u64,
     /// The number of tasks that were dropped before they finished. For example, a runtime drops its remaining tasks when the
     /// runtime itself is dropped. This number also includes each [`CompletionGuard`](crate::CompletionGuard) that was dropped
@@ -88,7 +89,7 @@ impl Stragglers {
 
     /// Returns the tasks that were still in flight, in the order of [`Registry::tasks`](crate::Registry::tasks): oldest first.
     ///
-    /// The list is empty unless the registry is [inspected](crate::RegistryBuilder::inspect).
+    /// If the registry is not [inspected](crate::RegistryBuilder::inspect), the list is empty.
     pub fn tasks(&self) -> &[TaskInfo] {
         &self.tasks
     }
