@@ -17,8 +17,8 @@ impl<S> Registry<S> {
         Self::builder(spawner).build()
     }
 
-    /// Returns a builder for a registry. The options of the builder add observers, a list of the tasks (inspection), a limit on
-    /// the tasks in flight, or a shutdown after the loss of a task.
+    /// Returns a builder for a registry. The options of the builder add observers, inspection (a list of the tasks), a limit on the
+    /// tasks in flight, or a shutdown after a task fails or panics.
     ///
     /// # Examples
     ///
@@ -82,10 +82,10 @@ impl<S> RegistryBuilder<S> {
     /// Limits the number of tasks in flight. Default: no limit. Minimum: 1. Maximum: 4,194,303 (1,023 on 32-bit targets). Larger
     /// limits are reduced to the maximum.
     ///
-    /// A task takes a permit when it starts, and releases the permit when it ends. If no permit is free, methods that do not
-    /// wait, such as [`run`](Registry::run) and [`guard`](Registry::guard), reject tasks as [full](crate::RejectReason::Full).
-    /// [`run_when_ready`](Registry::run_when_ready) waits for a permit instead. Tracked futures, guards and services count
-    /// towards the limit. Child registries do not.
+    /// A task takes a permit when it starts, and releases the permit when it ends. If no permit is free, methods that do not wait,
+    /// such as [`run`](Registry::run) and [`guard`](Registry::guard), reject tasks as [full](crate::RejectReason::Full).
+    /// [`run_when_ready`](Registry::run_when_ready) waits for a permit instead. Tracked futures, guards and services count towards
+    /// the limit. Child registries do not count.
     ///
     /// Work that is started [without a permit](Registry::without_permit) does not count towards the limit. Use `without_permit`
     /// for requests and for other work that starts tasks. If requests took all permits, the registry would reject the tasks that

@@ -18,8 +18,8 @@ impl<S: Clone> Registry<S> {
     /// child accepts tasks only while its own tasks are in flight; tasks of its parent do not count. A child without tasks
     /// therefore drains immediately, even if the program still holds handles of the child. From this moment on, the child rejects
     /// all tasks, even the tasks that the last requests of the program start. To prevent this, first shut down the code that uses
-    /// the child, and then shut down the child. For example, run the requests in one child and the cache in another child. Then
-    /// call `requests.shutdown().await`, and later `root.shutdown().await`. The page [libraries](crate::guide::libraries) shows
+    /// the child, and then shut down the child. For example, run the requests in one child and the cache in another child. Call
+    /// `requests.shutdown().await` first, and then `root.shutdown().await`. The page [libraries](crate::guide::libraries) shows
     /// this order.
     ///
     /// A child that is created while this registry is draining follows another rule. Its signal is triggered from the start, but

@@ -77,9 +77,9 @@
 //!
 //! # Guarantees
 //!
-//! - The registry counts each task before the task starts. The task stays in flight until two things have happened: its future
-//!   has been dropped, and its output or panic payload has been dropped or passed to its handle. The drain waits for all tasks,
-//!   so no code of any task runs after the drain has ended.
+//! - The registry counts each task before the task starts. Before the task stops counting as in flight, its future is dropped,
+//!   and its output or panic payload is dropped or passed to its handle. The drain waits for all tasks, so no code of any task
+//!   runs after the drain has ended.
 //! - These promises cover a task itself, but not work that the task starts outside the registry. If the task is aborted or
 //!   dropped, such work continues. Examples are a closure in `tokio::task::spawn_blocking` and an operation of `tokio::fs`. To
 //!   count such work, start the work with [`Registry::run_blocking`], or move a [`Guard`] into the work.

@@ -20,7 +20,7 @@ use futures_util::future::OptionFuture;
 ///   [`shutdown`](Self::shutdown) is called or the last handle is dropped.
 /// - *Draining*: the [shutdown signal](Self::signal) is triggered. The registry still accepts tasks while any task is in flight. A
 ///   task, or the holder of a [`Guard`], can therefore still start other tasks.
-/// - *Drained*: no task is in flight. The registry never accepts a task again.
+/// - *Drained*: no task is in flight. From now on, the registry rejects all tasks.
 ///
 /// New tasks prolong a drain. To make sure that the drain ends, stop accepting requests when the shutdown signal resolves. Also
 /// set a deadline for the drain, for example with [`shutdown_within`](Self::shutdown_within).
@@ -124,9 +124,9 @@ impl<S> Registry<S> {
     /// `"welcome-mail"`.
     ///
     /// The name appears in [`tasks`](Self::tasks), [`services`](Self::services), [`Stragglers`],
-    /// [`shutdown_cause`](Self::shutdown_cause) and [`JoinError`](crate::JoinError).
-    /// [Observers](crate::RegistryBuilder::observer) and the [spawner](Spawner::spawn_with_info) receive the name too. If the
-    /// registry has observers, or the option [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) or
+    /// [`shutdown_cause`](Self::shutdown_cause) and [`JoinError`](crate::JoinError). [Observers](crate::RegistryBuilder::observer)
+    /// and the [spawner](Spawner::spawn_with_info) also receive the name. If the registry has observers, or the option
+    /// [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) or
     /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure), a named task occupies a slot: a table entry with
     /// information about the task. [`inspect`](crate::RegistryBuilder::inspect) describes the cost of slots. In other registries,
     /// the name costs almost nothing.
@@ -249,8 +249,9 @@ impl<S> Registry<S> {
     /// Counts a future as in flight until the future finishes or is dropped. The caller polls the returned future, for example in a
     /// `JoinSet` or a `select!`.
     ///
-    /// A future that finishes counts as completed, whatever it returns. A future that panics counts as panicked, and the panic
-    /// reaches the code that polls the returned future. A future that is dropped before it has finished counts as abandoned.
+    /// If the future finishes, it counts as completed, even if it returns `Err`. If the future panics, it counts as panicked, and
+    /// the panic reaches the code that polls the returned future. If the future is dropped before it has finished, it counts as
+    /// abandoned.
     ///
     /// # Errors
     ///
@@ -263,9 +264,9 @@ impl<S> Registry<S> {
     /// Returns a guard for work that is not a future, such as a request, a thread or a held lock. The work counts as in flight
     /// until the guard is dropped.
     ///
-    /// The work counts as completed when the guard is dropped, even if the work was not finished. If a panic drops the guard, the
+    /// When the guard is dropped, the work counts as completed, even if the work was not finished. If a panic drops the guard, the
     /// work counts as panicked; the docs of [`Guard`] explain this rule. [`Guard::require_completion`] returns a guard whose work
-    /// counts as abandoned unless the caller calls `complete`.
+    /// counts as completed only if the caller calls `complete`.
     ///
     /// # Errors
     ///
@@ -294,7 +295,7 @@ impl<S> Registry<S> {
     /// Starts a service: a task that repeats its work. The policy `restart` decides whether the work runs again after a run has
     /// ended.
     ///
-    /// The closure `make` creates the future of each run. One task supervises all runs of a service. This task is in flight until
+    /// For each run, the closure `make` creates a future. One task supervises all runs of a service. This task is in flight until
     /// the service ends, so the drain waits for the service. The service ends in one of these cases:
     ///
     /// - A run ends, and the policy `restart` allows no further run. With [`Restart::on_failure`], the service ends when a run
@@ -314,10 +315,10 @@ impl<S> Registry<S> {
     /// run, although this run starts only after a delay. If the service ends during this wait, that next run counts as completed,
     /// aborted or abandoned.
     ///
-    /// [`services`](Self::services) lists the services and their numbers of restarts. [`wait_idle`](Self::wait_idle) does not
-    /// wait for services. In a registry with a limit, a service holds one permit, unless it is started [without a
-    /// permit](Self::without_permit). If the registry rejects the service, the registry drops `make`, and counts and reports the
-    /// rejection.
+    /// [`services`](Self::services) lists the services and their numbers of restarts. [`wait_idle`](Self::wait_idle) does not wait
+    /// for services. In a registry with a limit, a service holds one permit. A service that is started [without a
+    /// permit](Self::without_permit) holds none. If the registry rejects the service, the registry drops `make`, and counts and
+    /// reports the rejection.
     ///
     /// # Panics
     ///
@@ -524,8 +525,8 @@ impl<S> Registry<S> {
     /// # Cancel safety
     ///
     /// Dropping the returned future ends the wait, but not the shutdown. If the future is dropped during the grace period, no task
-    /// is aborted. If the future is dropped after it has aborted the tasks, an inspected registry still aborts each task that starts
-    /// later, until the registry has drained.
+    /// is aborted. If the future is dropped after it has aborted the tasks, an inspected registry still aborts each later task,
+    /// until the registry has drained.
     ///
     /// # Examples
     ///
@@ -720,8 +721,8 @@ impl<S> Registry<S> {
         self.state().is_shutdown_logged()
     }
 
-    /// Returns whether the registry has drained: the shutdown has started, no task is in flight, and the registry never accepts a
-    /// task again.
+    /// Returns whether the registry has drained: the shutdown has started, no task is in flight, and the registry rejects all tasks
+    /// from now on.
     pub fn is_drained(&self) -> bool {
         self.state().is_drained()
     }

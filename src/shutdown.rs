@@ -12,7 +12,8 @@ use futures_util::future::{Either, FusedFuture, select};
 ///
 /// # Cancel safety
 ///
-/// Dropping the future ends the wait, but not the shutdown. To wait for the same drain again, call `shutdown()` again.
+/// Dropping the future ends the wait, but not the shutdown. A second call to `shutdown()` returns a future that waits for the
+/// same drain.
 #[derive(Debug)]
 #[must_use = "the shutdown has started, but nothing waits for the drain: await it, or call `start_shutdown` instead"]
 pub struct Shutdown {
@@ -63,7 +64,7 @@ impl Shutdown {
     /// [inspected](crate::RegistryBuilder::inspect), this method [aborts](crate::Registry::abort) the remaining tasks. After
     /// `grace`, the method waits until the registry has drained or the future returned by the closure `abort_timeout` resolves.
     ///
-    /// After `grace` has resolved, an inspected registry also aborts tasks that start later, if they can be aborted. For example,
+    /// After `grace` has resolved, an inspected registry also aborts each task that starts later and can be aborted. For example,
     /// the destructor of an aborted task can start another task. A task that starts later counts as aborted, and is dropped before
     /// its first poll. In contrast, `Registry::abort` aborts only the tasks that are in flight at the call. A registry that is not
     /// inspected aborts no task.
@@ -154,7 +155,7 @@ impl FusedFuture for Shutdown {
 /// Resolves when a poll finds no task in flight except [services](crate::Registry::service).
 /// [`Registry::wait_idle`](crate::Registry::wait_idle) returns this future.
 ///
-/// A `WaitIdle` can be polled again after it has resolved. It then waits until another poll finds no task in flight except
+/// After a `WaitIdle` has resolved, it can be polled again. It then waits until a later poll finds no task in flight except
 /// services.
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]

@@ -28,7 +28,7 @@ use pin_project_lite::pin_project;
 ///
 /// # Cancel safety
 ///
-/// A signal can be dropped at any time. A signal can be polled again after it has resolved.
+/// A signal can be dropped at any time. After a signal has resolved, it can still be polled.
 ///
 /// # Examples
 ///

@@ -124,7 +124,7 @@ pub(crate) trait OutputReceiver<T> {
     /// [`is_aborted`](Self::is_aborted).
     fn store_waker(&mut self, waker: &Waker);
 
-    /// Returns the loss of a task that was dropped before it finished.
+    /// Returns the loss that the registry counts if the task is dropped before it finishes.
     fn dropped(&self, token: &Token) -> UnreportedLoss;
 }
 
@@ -235,8 +235,8 @@ impl<F: Future, R: OutputReceiver<F::Output>> Future for Task<F, R> {
 }
 
 impl<F: Future, R: OutputReceiver<F::Output>> Task<F, R> {
-    /// Runs the task of a blocking closure, unless the task was aborted. The task's future calls the closure, and finishes in its
-    /// first poll.
+    /// Runs the task of a blocking closure. If the task was aborted, does not call the closure. The task's future calls the
+    /// closure, and finishes in its first poll.
     pub(crate) fn run(self) {
         let mut task = pin!(self);
         // After this call, an abort reports that the closure cannot be aborted (invariant L3). If an abort came before this call,
@@ -259,9 +259,10 @@ pin_project! {
     ///
     /// # Panics
     ///
-    /// If the inner future panics, `Tracked` counts the panic, and then `poll` panics with the same payload. If a `Tracked` is
-    /// dropped and the destructor of the inner future panics, the drop panics with the same payload, unless the thread is already
-    /// panicking. A poll also panics if the `Tracked` has already returned `Ready` or has already panicked.
+    /// If the inner future panics, `Tracked` counts the panic, and then `poll` panics with the same payload. If the destructor of
+    /// the inner future panics while a `Tracked` is dropped, the drop panics with the same payload. If the thread is already
+    /// panicking, the drop does not panic. A poll also panics if the `Tracked` has already returned `Ready` or has already
+    /// panicked.
     #[must_use = "futures do nothing unless polled, and an unfinished one that is dropped counts as abandoned"]
     pub struct Tracked<F> {
         #[pin]
@@ -334,7 +335,7 @@ impl Guard {
     }
 
     /// Returns a guard whose work counts as completed only if [`complete`](CompletionGuard::complete) is called. If the guard is
-    /// dropped instead, the work counts as abandoned.
+    /// dropped without this call, the work counts as abandoned, or as panicked if a panic drops the guard.
     ///
     /// Call this method if the owner of the guard can be dropped before the work is done. For example, the owner can be a future,
     /// and a `select!` or an abort can drop the future.

@@ -50,7 +50,7 @@ pub(crate) fn is_known(runtime: usize) -> bool {
 
 /// Drops the tasks of a runtime on this thread.
 pub(crate) fn drop_all(runtime: usize) {
-    // While the thread ends, `try_with` fails, because the destructor of `TASKS` already drops the tasks. Destructors of tasks may use this
+    // While the thread ends, `try_with` fails, because the destructor of `TASKS` already drops the tasks. Destructors of tasks can use this
     // module, so the tasks are dropped after the borrow has ended.
     let tasks = TASKS.try_with(|tasks| tasks.waiting.borrow_mut().remove(&runtime));
     drop(tasks);
@@ -70,7 +70,7 @@ impl Future for TaskRef {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        // `drop_all` may already have dropped the task.
+        // If `drop_all` has already dropped the task, there is nothing to poll.
         let Some(mut task) = self.take() else { return Poll::Ready(()) };
         let polled = task.as_mut().poll(cx);
         if polled.is_pending() {

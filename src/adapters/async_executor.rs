@@ -175,7 +175,7 @@ impl Drop for Threads {
             // After a timeout, the destructor of the map detaches the threads that have not exited.
             let Ok(id) = exits.recv_timeout(timeout.saturating_sub(waited)) else { return };
             if let Some(handle) = self.handles.remove(&id) {
-                // Leaks the panic payload, because the destructor of the payload may panic.
+                // Leaks the panic payload, because the destructor of the payload can panic.
                 handle.join().unwrap_or_else(mem::forget);
             }
         }

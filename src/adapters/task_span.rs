@@ -6,8 +6,8 @@ use tracing::{Instrument, Span, info_span};
 
 /// Wraps a spawner and runs each task in a new tracing span. The new span *follows from* the span of the caller.
 ///
-/// Use `TaskSpan` if you export spans. The span of the request closes as soon as the request ends, so an exporter sends this span without
-/// delay, even if tasks of the request still run. The follows-from relation links the task to the request.
+/// Use `TaskSpan` if you export spans. The span of the request closes as soon as the request ends, even if tasks of the request still run.
+/// An exporter therefore sends this span without delay. The follows-from relation links the task to the request.
 ///
 /// With `tracing_subscriber::fmt`, the fields of the request do not appear in the task's lines. The line of a lost task therefore does not
 /// say which request started the task. [`InSpan`](crate::InSpan) keeps these fields, because it runs the task in the span of the request.

@@ -75,8 +75,8 @@ impl Stragglers {
         Self { len: in_flight.max(tasks.len()).max(1), summary, tasks }
     }
 
-    /// Returns the number of tasks that were still in flight. Minimum: 1. A [child](crate::Registry::child) counts as one task.
-    /// If the registry is inspected, the tasks of the child count too.
+    /// Returns the number of tasks that were still in flight. Minimum: 1. A [child](crate::Registry::child) counts as one task. If
+    /// the registry is inspected, each task of the child also counts.
     #[expect(clippy::len_without_is_empty, reason = "never empty")]
     pub fn len(&self) -> usize {
         self.len

@@ -124,12 +124,12 @@ pub struct SpawnInfo {
     pub(crate) location: &'static Location<'static>,
     pub(crate) name: Option<&'static str>,
     pub(crate) kind: TaskKind,
-    /// Whether a loss of the task starts the shutdown.
+    /// Whether the loss of this task starts the shutdown of its registry.
     pub(crate) critical: bool,
     /// Whether the task starts without a permit of the registry's limit.
     pub(crate) without_permit: bool,
-    /// If a thread takes a guard while the thread is panicking, this field contains the ID of the thread. Otherwise the field is
-    /// `None`.
+    /// If a thread takes a guard while the thread is panicking, this field contains the ID of the thread. In all other cases, this
+    /// field is `None`.
     pub(crate) panicking_at_start: Option<ThreadId>,
 }
 
@@ -165,7 +165,7 @@ pub struct ServiceInfo {
     pub task: TaskInfo,
     /// Whether the work of the service is running. If this field is false, the service waits before it runs the work again.
     pub is_running: bool,
-    /// The number of times that the work has started again after its first start.
+    /// The number of times that the work has started, not including its first start.
     pub restarts: u64,
     /// The most recent loss of a run, for example `failed: connection refused`. If no run was lost, this field is `None`.
     pub last_loss: Option<String>,
