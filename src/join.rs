@@ -234,7 +234,7 @@ impl<T> JoinHandle<T> {
         self
     }
 
-    /// Returns true if the task was rejected, or if the task has ended and is no longer in flight. If this method returns true, the
+    /// Returns true if the task was rejected, or if the task has ended and is not in flight. If this method returns true, the
     /// next poll of the handle returns `Ready`, unless the handle has already resolved.
     pub fn is_finished(&self) -> bool {
         self.joined().is_none_or(|joined| joined.cell.is_finished())

@@ -126,10 +126,10 @@
 //! existed at the same time.
 //!
 //! If a program does not use an option of [`RegistryBuilder`], the option costs nothing. In a registry with observers, each
-//! task that has a name occupies a slot: a table entry with information about the task. For a task without a name, observers
-//! add a cost only if the task is lost, or if one of the observers [observes every task](Observer::observes_every_task). In an
-//! inspected registry, each task takes a timestamp and occupies a slot. In a registry with a limit on the tasks in flight, all
-//! threads share one counter. The benchmark `cargo run --release -p peers`, in the repository, measures these costs.
+//! named task occupies a slot: a table entry with information about the task. For a task without a name, observers add a cost
+//! only if the task is lost, or if one of the observers [observes every task](Observer::observes_every_task). In an inspected
+//! registry, each task takes a timestamp and occupies a slot. In a registry with a limit on the tasks in flight, all threads
+//! share one counter. The benchmark `cargo run --release -p peers`, in the repository, measures these costs.
 
 #![cfg_attr(not(feature = "std"), no_std)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

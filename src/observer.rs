@@ -103,9 +103,9 @@ pub trait Observer: Send + Sync + 'static {
     ///
     /// [`RegistryBuilder::observer`](crate::RegistryBuilder::observer) calls this method one time. If at least one observer of a
     /// registry returns true, the registry calls [`started`](Self::started) and [`completed`](Self::completed) of all its
-    /// observers. The registry is then also [inspected](crate::RegistryBuilder::inspect). Each `TaskInfo` therefore has a kind, and
-    /// each task that was not rejected also has an age. Before each of these calls, the registry reads its list of observers under
-    /// a lock that all threads share. If all observers return false, this method adds no cost to tasks.
+    /// observers. The registry is then also [inspected](crate::RegistryBuilder::inspect). Each `TaskInfo` therefore has a kind. It
+    /// also has an age if the task was not rejected. Before each of these calls, the registry reads its list of observers under a
+    /// lock that all threads share. If all observers return false, this method adds no cost to tasks.
     fn observes_every_task(&self) -> bool {
         false
     }

@@ -25,8 +25,8 @@ use futures_util::future::OptionFuture;
 /// New tasks prolong a drain. To make sure that the drain ends, stop accepting requests when the shutdown signal resolves. Also
 /// set a deadline for the drain, for example with [`shutdown_within`](Self::shutdown_within).
 ///
-/// A clone of a `Registry` is another handle of the same registry. The shutdown starts when the last handle is dropped. A task
-/// that owns a handle of its registry therefore keeps that registry open.
+/// A clone of a `Registry` is another handle of the same registry. The shutdown starts when the last handle is dropped. If a
+/// task owns a handle of its registry, the task therefore keeps the registry open.
 ///
 /// # Examples
 ///
@@ -222,7 +222,7 @@ impl<S> Registry<S> {
     ///
     /// While a task waits for a permit for its follow-up, the task keeps its own permit. If the waiting tasks together hold all
     /// permits, they wait forever. To avoid this deadlock, start the waiting tasks [without a permit](Self::without_permit), or
-    /// start fewer waiting tasks than the limit allows.
+    /// make sure that the number of waiting tasks is below the limit.
     ///
     /// # Examples
     ///
@@ -611,7 +611,7 @@ impl<S> Registry<S> {
     ///
     /// Tests can use `wait_idle` to wait for the background tasks of the tested code, and for further tasks that those tasks start.
     /// The returned future resolves when a poll finds no task in flight except services. New tasks can start between this poll and
-    /// the next step of the caller. If a new task starts after the last task has ended and before the future is polled, the future
+    /// the next step of the caller. If the last task ends, but a new task starts before the next poll of the future, the future
     /// also waits for the new task. If new tasks start all the time, it is therefore possible that the future never resolves.
     ///
     /// # Deadlocks

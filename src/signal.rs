@@ -80,8 +80,8 @@ impl ShutdownSignal {
     ///
     /// This method is similar to `run_until_cancelled` of tokio-util's `CancellationToken`, with one difference. If the shutdown
     /// has started before the call, `run_until_shutdown` still polls `future` one time. `run_until_cancelled` does not poll its
-    /// future in this case. A task that starts during the drain can therefore still do work that does not wait. To skip this work,
-    /// check [`is_triggered`](Self::is_triggered) first.
+    /// future in this case. If a task starts during the drain, it can therefore still do work that does not wait. To skip this
+    /// work, check [`is_triggered`](Self::is_triggered) first.
     ///
     /// If a loop calls this method with a future that is always ready, such as `accept` under load, the method never returns
     /// `None`. To stop at the shutdown, such a loop must also check [`is_triggered`](Self::is_triggered) in each iteration.

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 /// Spawns tasks on the caller's compio runtime, and runs blocking closures on the thread pool of this runtime.
 ///
-/// A task runs on the thread that started the task, even if the task is `Send`. When the last handle of a runtime is dropped, the runtime
-/// drops its tasks, and the registry counts these tasks as abandoned. The runtime also drops blocking closures that have not started. If a
+/// A task stays on the thread that started it, even if the task is `Send`. When the last handle of a runtime is dropped, the runtime drops
+/// its tasks, and the registry counts these tasks as abandoned. The runtime also drops blocking closures that have not started. If a
 /// blocking closure has started, it continues. The runtime catches panics of tasks that were spawned without a registry.
 ///
 /// A compio runtime has a queue for wake-ups from other threads. By default, this queue holds at most 64 wake-ups. If a thread wakes more

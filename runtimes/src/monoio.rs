@@ -8,11 +8,11 @@ use std::time::Duration;
 
 /// Spawns tasks on the caller's monoio runtime, and runs blocking closures on the thread pool that is attached to this runtime.
 ///
-/// A task runs on the thread that started the task, even if the task is `Send`. In monoio, only the wakers of a waiting task keep the task
+/// A task stays on the thread that started it, even if the task is `Send`. In monoio, only the wakers of a waiting task keep the task
 /// alive. This spawner therefore stores the tasks itself, at the cost of one allocation for each task. When a thread ends or calls
 /// [`abandon_all`](Self::abandon_all), the tasks in flight on this thread are dropped, and the registry counts these tasks as abandoned. A
-/// waiting task is also dropped if its last waker is dropped on the task's thread. A panic of a task that was spawned without a registry
-/// unwinds through `block_on`.
+/// waiting task is also dropped if its last waker is dropped on the task's thread. If a task is spawned without a registry, a panic of this
+/// task unwinds through `block_on`.
 ///
 /// To run blocking closures, call `RuntimeBuilder::attach_thread_pool`. If the runtime has no thread pool but has
 /// `BlockingStrategy::ExecuteLocal`, `spawn_blocking` runs the closure on the caller's thread before it returns. To use the timer, call

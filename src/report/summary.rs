@@ -82,7 +82,7 @@ impl Stragglers {
         self.len
     }
 
-    /// Returns the number of tasks for each outcome. Only the tasks that had ended before the deadline are counted.
+    /// Returns the number of tasks for each outcome. The numbers count only tasks that ended before the deadline.
     pub fn summary(&self) -> Summary {
         self.summary
     }
@@ -96,10 +96,10 @@ impl Stragglers {
 
     /// Groups similar tasks. Returns the oldest task of each group and the number of tasks in the group.
     ///
-    /// Tasks are in the same group if they have the same name, call site, kind and
-    /// [`abort_requested`](TaskInfo::abort_requested). After an abort, blocking closures that had started are in a different
-    /// group than closures that never start. The group that contains the oldest of all tasks comes first. If the registry is not
-    /// [inspected](crate::RegistryBuilder::inspect), there are no groups.
+    /// Tasks are in the same group if they have the same name, call site, kind and [`abort_requested`](TaskInfo::abort_requested).
+    /// If blocking closures had started before an abort, they are in a different group than closures that never start. The group
+    /// that contains the oldest of all tasks comes first. If the registry is not [inspected](crate::RegistryBuilder::inspect),
+    /// there are no groups.
     ///
     /// The method compares each task with each group at most one time.
     ///
