@@ -25,7 +25,7 @@ impl<S: Clone> Registry<S> {
     /// A child that is created while this registry is draining follows another rule. Its signal is triggered from the start, but
     /// the child stays open, even without tasks, until its last handle is dropped or its own shutdown is started. If the child
     /// drained immediately, a program with a child for each request would reject the tasks of its last requests. If this registry
-    /// has drained, the new child is drained too, and this registry counts and reports a rejection.
+    /// has drained, the new child is also drained, and this registry counts and reports a rejection.
     ///
     /// [`tasks`](Self::tasks), [`services`](Self::services), [`abort`](Self::abort), [`abort_task`](Self::abort_task),
     /// [`Stragglers`](crate::Stragglers) and [`Shutdown::or_abort`](crate::Shutdown::or_abort) of a registry include the tasks of

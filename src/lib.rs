@@ -68,7 +68,7 @@
 //!
 //! | outcome | accepted? | meaning |
 //! | --- | --- | --- |
-//! | [completed](Summary::completed) | yes | The task returned `()`, `Ok` or `None`. A task with a handle or a tracked future finished with any output. A guard was dropped, or `complete` was called on a [`CompletionGuard`]. |
+//! | [completed](Summary::completed) | yes | The task returned `()`, `Ok` or `None`. A tracked future, or a task with a handle, finished with any output. A guard was dropped, or `complete` was called on a [`CompletionGuard`]. |
 //! | [failed](Summary::failed) | yes | The task returned `Err`, and has no handle. |
 //! | [panicked](Summary::panicked) | yes | The task panicked while it ran or while it was dropped, or a panic dropped a guard. |
 //! | [abandoned](Summary::abandoned) | yes | The task was dropped before it finished, for example because its runtime was dropped. Or a [`CompletionGuard`] was dropped without a call to `complete`. |

@@ -214,9 +214,9 @@ impl<S> Registry<S> {
     /// Do not use `follow_up` in code that accepts new work, such as a server's loop.
     ///
     /// If a task in flight starts a follow-up with `run_when_ready`, the registry never rejects the follow-up. The reason is that
-    /// the first task stays in flight until it has started the follow-up, so the registry cannot drain earlier. `follow_up` has no
-    /// effect on methods that do not wait, such as `run` and `try_run`. With or without `follow_up`, these methods start work while
-    /// the registry drains, and reject work while the registry is full.
+    /// the first task stays in flight until it has started the follow-up, so the registry cannot drain before the follow-up starts.
+    /// `follow_up` has no effect on methods that do not wait, such as `run` and `try_run`. With or without `follow_up`, these
+    /// methods start work while the registry drains, and reject work while the registry is full.
     ///
     /// # Deadlocks
     ///

@@ -64,10 +64,10 @@ impl Shutdown {
     /// [inspected](crate::RegistryBuilder::inspect), this method [aborts](crate::Registry::abort) the remaining tasks. After
     /// `grace`, the method waits until the registry has drained or the future returned by the closure `abort_timeout` resolves.
     ///
-    /// After `grace` has resolved, an inspected registry also aborts each task that starts later and can be aborted. For example,
-    /// the destructor of an aborted task can start another task. A task that starts later counts as aborted, and is dropped before
-    /// its first poll. In contrast, `Registry::abort` aborts only the tasks that are in flight at the call. A registry that is not
-    /// inspected aborts no task.
+    /// After `grace` has resolved, an inspected registry also aborts each task that starts later, except for tasks that cannot be
+    /// aborted. For example, the destructor of an aborted task can start another task. A task that starts later counts as aborted,
+    /// and is dropped before its first poll. In contrast, `Registry::abort` aborts only the tasks that are in flight at the call. A
+    /// registry that is not inspected aborts no task.
     ///
     /// This method calls the closure `abort_timeout` after `grace` has resolved. `abort_timeout` is a closure and not a future,
     /// because the time of most timers starts when the timer is created.
@@ -175,8 +175,8 @@ impl Future for WaitIdle {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let state = self.state.state();
-        // This closure first requests a notification, and then checks whether the registry is idle. Because of this order, a task
-        // that is in flight during the check notifies the waiter when the task ends.
+        // This closure first requests a notification, and then checks whether the registry is idle. Because of this order, if a task is
+        // in flight during the check, its end notifies the waiter.
         let is_idle_after_request = || {
             state.request_idle();
             state.is_idle()

@@ -323,8 +323,8 @@ fn fmt_guard(token: Token, f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Resul
 /// must not count as completed in this case, call [`require_completion`](Self::require_completion).
 ///
 /// With the feature `std`, the work counts as panicked if the guard is dropped while its thread is panicking. If the thread was
-/// already panicking when the guard was taken, this panic does not count; the mutexes of `std` have the same rule. Therefore a
-/// destructor that runs during a panic can take and drop a guard, and the work of this guard counts as completed.
+/// already panicking when the guard was taken, this panic does not count; the mutexes of `std` have the same rule. Therefore,
+/// if a destructor takes and drops a guard during a panic, the work of this guard counts as completed.
 #[must_use = "a guard that is dropped immediately guards nothing"]
 pub struct Guard(Token);
 

@@ -14,7 +14,7 @@ use core::fmt;
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Summary {
-    /// The number of tasks that finished with `()`, `Ok` or `None`. A task with a handle or a tracked future counts here if it
+    /// The number of tasks that finished with `()`, `Ok` or `None`. A tracked future, or a task with a handle, counts here if it
     /// finished with any output. A [`Guard`](crate::Guard) counts here if it was dropped. A
     /// [`CompletionGuard`](crate::CompletionGuard) counts here if `complete` was called.
     pub completed: u64,
