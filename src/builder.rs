@@ -17,8 +17,8 @@ impl<S> Registry<S> {
         Self::builder(spawner).build()
     }
 
-    /// Returns a builder for a registry. The options of the builder add observers, a list of the tasks (inspection), a limit on
-    /// the tasks in flight, or a shutdown after the loss of a task.
+    /// Returns a builder for a registry. The options of the builder add observers, inspection (a list of the tasks), a limit on the
+    /// tasks in flight, or a shutdown after a task fails or panics.
     ///
     /// # Examples
     ///
@@ -53,8 +53,8 @@ impl<S> RegistryBuilder<S> {
     /// Adds an [`Observer`]. The registry calls its observers for every lost task, at the start of the shutdown, and at the end
     /// of the drain. Default: no observers.
     ///
-    /// The registry calls its observers in the order in which they were added. If a task has no name and completes, observers add
-    /// no cost to the task, unless one of them [observes every task](Observer::observes_every_task). In a registry with
+    /// The registry calls its observers in the order in which they were added. For a task without a name, observers add a cost only
+    /// if the task is lost, or if one of the observers [observes every task](Observer::observes_every_task). In a registry with
     /// observers, each [named](Registry::named) task occupies a slot: a table entry with information about the task.
     /// [`inspect`](Self::inspect) describes the cost of slots.
     ///
@@ -82,10 +82,10 @@ impl<S> RegistryBuilder<S> {
     /// Limits the number of tasks in flight. Default: no limit. Minimum: 1. Maximum: 4,194,303 (1,023 on 32-bit targets). Larger
     /// limits are reduced to the maximum.
     ///
-    /// A task takes a permit when it starts, and releases the permit when it ends. If no permit is free, methods that do not
-    /// wait, such as [`run`](Registry::run) and [`guard`](Registry::guard), reject tasks as [full](crate::RejectReason::Full).
-    /// [`run_when_ready`](Registry::run_when_ready) waits for a permit instead. Tracked futures, guards and services count
-    /// towards the limit. Child registries do not.
+    /// A task takes a permit when it starts, and releases the permit when it ends. If no permit is free, methods that do not wait,
+    /// such as [`run`](Registry::run) and [`guard`](Registry::guard), reject tasks as [full](crate::RejectReason::Full).
+    /// [`run_when_ready`](Registry::run_when_ready) waits for a permit instead. Tracked futures, guards and services count towards
+    /// the limit. Child registries do not count.
     ///
     /// Work that is started [without a permit](Registry::without_permit) does not count towards the limit. Use `without_permit`
     /// for requests and for other work that starts tasks. If requests took all permits, the registry would reject the tasks that
@@ -109,7 +109,7 @@ impl<S> RegistryBuilder<S> {
     /// Starts the shutdown when any task panics. Default: off.
     ///
     /// Even if this option is off, the shutdown starts when a [critical](Registry::critical) task is lost. At the start of the
-    /// shutdown, the task that panicked still counts as in flight.
+    /// shutdown, the panicked task still counts as in flight.
     pub fn shutdown_on_panic(mut self) -> Self {
         self.settings.flags |= SHUTDOWN_ON_PANIC;
         self
@@ -118,7 +118,7 @@ impl<S> RegistryBuilder<S> {
     /// Starts the shutdown when any task fails. Default: off.
     ///
     /// Even if this option is off, the shutdown starts when a [critical](Registry::critical) task is lost. At the start of the
-    /// shutdown, the task that failed still counts as in flight.
+    /// shutdown, the failed task still counts as in flight.
     pub fn shutdown_on_failure(mut self) -> Self {
         self.settings.flags |= SHUTDOWN_ON_FAILURE;
         self

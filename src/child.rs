@@ -17,15 +17,15 @@ impl<S: Clone> Registry<S> {
     /// The shutdown of a registry also starts the shutdown of all its children, and the registry waits for their drain. A draining
     /// child accepts tasks only while its own tasks are in flight; tasks of its parent do not count. A child without tasks
     /// therefore drains immediately, even if the program still holds handles of the child. From this moment on, the child rejects
-    /// all tasks, also the tasks that a last request of the program starts. To prevent this, shut down the code that uses a child
-    /// before the child. For example, run the requests in one child and the cache in another child. Then call
-    /// `requests.shutdown().await`, and later `root.shutdown().await`. The page [libraries](crate::guide::libraries) shows this
-    /// order.
+    /// all tasks, even the tasks that the last requests of the program start. To prevent this, first shut down the code that uses
+    /// the child, and then shut down the child. For example, run the requests in one child and the cache in another child. Call
+    /// `requests.shutdown().await` first, and then `root.shutdown().await`. The page [libraries](crate::guide::libraries) shows
+    /// this order.
     ///
     /// A child that is created while this registry is draining follows another rule. Its signal is triggered from the start, but
-    /// the child stays open, even without tasks, until its last handle is dropped or its own shutdown is started. Otherwise a program
-    /// with a child for each request would reject the tasks of its last requests. If this registry has drained, the new child is
-    /// drained too, and this registry counts and reports a rejection.
+    /// the child stays open, even without tasks, until its last handle is dropped or its own shutdown is started. If the child
+    /// drained immediately, a program with a child for each request would reject the tasks of its last requests. If this registry
+    /// has drained, the new child is also drained, and this registry counts and reports a rejection.
     ///
     /// [`tasks`](Self::tasks), [`services`](Self::services), [`abort`](Self::abort), [`abort_task`](Self::abort_task),
     /// [`Stragglers`](crate::Stragglers) and [`Shutdown::or_abort`](crate::Shutdown::or_abort) of a registry include the tasks of

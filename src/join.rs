@@ -20,8 +20,7 @@ struct Joined<T> {
 }
 
 impl<T> Joined<T> {
-    /// Aborts the task. If the task is inspected, the registry performs the abort, and therefore its list of tasks shows the
-    /// abort.
+    /// Aborts the task. If the task is inspected, the registry performs the abort, so the registry's list of tasks shows the abort.
     fn abort(&self) {
         match self.inspected {
             Some(task) => task.abort(),
@@ -45,7 +44,7 @@ pub(crate) struct JoinSender<T>(Option<Arc<Joined<T>>>);
 impl<T> OutputReceiver<T> for JoinSender<T> {
     type End = Result<T, JoinLoss>;
 
-    /// A task that returns `Err` also counts as completed, because the owner of its handle receives the error.
+    /// If the task returns `Err`, it also counts as completed, because the owner of its handle receives the error.
     #[inline]
     fn completed(_: Token, output: T) -> (Option<UnreportedLoss>, Self::End) {
         (None, Ok(output))
@@ -94,7 +93,7 @@ impl<T> OutputReceiver<T> for JoinSender<T> {
     }
 
     fn dropped(&self, token: &Token) -> UnreportedLoss {
-        // A dropped blocking closure counts as aborted if it was aborted, because an aborted closure never starts (invariant L3).
+        // If a blocking closure is dropped after an abort, it counts as aborted, because the abort prevented its start (invariant L3).
         let is_aborted = self.0.as_ref().is_some_and(|joined| joined.is_closure && joined.cell.is_aborted());
         if is_aborted { UnreportedLoss::Aborted } else { token.dropped() }
     }
@@ -226,7 +225,8 @@ impl<T> JoinHandle<T> {
         AbortHandle { aborter: self.joined().map_or_else(|| Waker::noop().clone(), |joined| joined.clone().into()), id: self.id() }
     }
 
-    /// Makes dropping the handle abort the task. Default: dropping the handle detaches the task, and the task continues.
+    /// Makes the handle abort its task when the handle is dropped. Default: dropping the handle detaches the task, and the task
+    /// continues.
     pub fn abort_on_drop(self) -> Self {
         if let Some(joined) = self.joined() {
             joined.cell.abort_on_drop();
@@ -234,8 +234,8 @@ impl<T> JoinHandle<T> {
         self
     }
 
-    /// Returns whether the task was rejected, or has ended and is not in flight. If this method returns true, the next poll of
-    /// the handle returns `Ready`, unless the handle has already resolved.
+    /// Returns true if the task was rejected, or if the task has ended and is not in flight. If this method returns true, the
+    /// next poll of the handle returns `Ready`, unless the handle has already resolved.
     pub fn is_finished(&self) -> bool {
         self.joined().is_none_or(|joined| joined.cell.is_finished())
     }
@@ -285,7 +285,7 @@ impl<T> fmt::Debug for JoinHandle<T> {
 /// Aborts a task; see [`JoinHandle::abort_handle`].
 #[derive(Clone)]
 pub struct AbortHandle {
-    /// The waker of a [`Joined`]. Waking this waker aborts the task.
+    /// A waker that is made from a [`Joined`]. A call to this waker aborts the task.
     aborter: Waker,
     id: Option<TaskId>,
 }

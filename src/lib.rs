@@ -68,7 +68,7 @@
 //!
 //! | outcome | accepted? | meaning |
 //! | --- | --- | --- |
-//! | [completed](Summary::completed) | yes | The task returned `()`, `Ok` or `None`. A task with a handle or a tracked future finished with any output. A guard was dropped, or `complete` was called on a [`CompletionGuard`]. |
+//! | [completed](Summary::completed) | yes | The task returned `()`, `Ok` or `None`. A tracked future, or a task with a handle, finished with any output. A guard was dropped, or `complete` was called on a [`CompletionGuard`]. |
 //! | [failed](Summary::failed) | yes | The task returned `Err`, and has no handle. |
 //! | [panicked](Summary::panicked) | yes | The task panicked while it ran or while it was dropped, or a panic dropped a guard. |
 //! | [abandoned](Summary::abandoned) | yes | The task was dropped before it finished, for example because its runtime was dropped. Or a [`CompletionGuard`] was dropped without a call to `complete`. |
@@ -77,9 +77,9 @@
 //!
 //! # Guarantees
 //!
-//! - The registry counts each task before the task starts. The task stays in flight until two things have happened: its future
-//!   has been dropped, and its output or panic payload has been dropped or passed to its handle. The drain waits for all tasks,
-//!   so no code of any task runs after the drain has ended.
+//! - The registry counts each task before the task starts. Before the task stops counting as in flight, its future is dropped,
+//!   and its output or panic payload is dropped or passed to its handle. The drain waits for all tasks, so no code of any task
+//!   runs after the drain has ended.
 //! - These promises cover a task itself, but not work that the task starts outside the registry. If the task is aborted or
 //!   dropped, such work continues. Examples are a closure in `tokio::task::spawn_blocking` and an operation of `tokio::fs`. To
 //!   count such work, start the work with [`Registry::run_blocking`], or move a [`Guard`] into the work.
@@ -111,9 +111,9 @@
 //! | `portable-atomic` | atomics from the crate portable-atomic, for targets without compare-and-swap |
 //! | `critical-section` | locks that are critical sections, for programs without `std` and for `portable-atomic` |
 //!
-//! Do not turn off the default features on an operating system: they bring no runtime, and the crate does not build there without
-//! `std`. In a [program without `std`](guide::bare_metal), the crate lacks only the functions that the row `std` of this table
-//! lists. See also the page about [programs in a browser](guide::browser).
+//! On an operating system, keep the default features: they add no runtime, and the crate does not build on an operating system
+//! without `std`. In a [program without `std`](guide::bare_metal), the crate lacks only the functions in the row `std` of this
+//! table. See also the page about [programs in a browser](guide::browser).
 //!
 //! # Cost
 //!
@@ -125,8 +125,8 @@
 //! reuses the states of former registries. The memory for states is therefore bounded by the largest number of registries that
 //! existed at the same time.
 //!
-//! An option of [`RegistryBuilder`] costs nothing unless a program uses the option. In a registry with observers, each task that
-//! has a name occupies a slot: a table entry with information about the task. For a task without a name, observers add a cost
+//! If a program does not use an option of [`RegistryBuilder`], the option costs nothing. In a registry with observers, each
+//! named task occupies a slot: a table entry with information about the task. For a task without a name, observers add a cost
 //! only if the task is lost, or if one of the observers [observes every task](Observer::observes_every_task). In an inspected
 //! registry, each task takes a timestamp and occupies a slot. In a registry with a limit on the tasks in flight, all threads
 //! share one counter. The benchmark `cargo run --release -p peers`, in the repository, measures these costs.

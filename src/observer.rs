@@ -11,9 +11,9 @@ use core::time::Duration;
 ///
 /// # Order
 ///
-/// - The registry first counts a loss, and then calls the observers. During these calls, the lost task still counts as in flight,
-///   unless it was rejected. The drain waits for this task, so the observers have received all losses of accepted tasks before
-///   the drain ends.
+/// - The registry first counts a loss, and then calls the observers. During these calls, the lost task still counts as in
+///   flight. A rejected task is never in flight. The drain waits for a lost task, so the observers have received all losses of
+///   accepted tasks before the drain ends.
 /// - The registry calls [`shutdown_started`](Self::shutdown_started) one time, and later [`drained`](Self::drained) one time.
 ///   After `drained` has returned, the registry wakes all futures that wait for the drain.
 /// - The registry calls its observers one after the other, in the order in which they were added.
@@ -24,9 +24,9 @@ use core::time::Duration;
 /// drops or rejects the task. Several threads can call methods of the same observer simultaneously. The registry holds no lock
 /// while it calls an observer.
 ///
-/// An observer's methods should return quickly, because they delay the task and the drain. An observer is allowed to call methods
-/// of the registry. It must not wait for the drain, because the drain waits for the observer. If an observer owns a handle of its
-/// registry, dropping all other handles does not start the shutdown.
+/// An observer's methods should return quickly, because they delay the task and the drain. An observer is allowed to call
+/// methods of the registry. It must not wait for the drain, because the drain waits for the observer. If an observer owns a
+/// handle of its registry, the shutdown does not start when all other handles are dropped.
 ///
 /// # Panics
 ///
@@ -65,10 +65,10 @@ pub trait Observer: Send + Sync + 'static {
     /// at least one of its observers [observes every task](Self::observes_every_task). When the task ends, the registry calls
     /// [`completed`](Self::completed) or [`lost`](Self::lost) exactly one time.
     ///
-    /// Tracked futures and guards are reported too. The registry does not report the start of a child registry, but it reports
-    /// the tasks of the child. The start and the end of each run of a [service](crate::Registry::service) are reported. The
-    /// reported age of a run is the age of the service. If a run is lost, the start of the next run is reported immediately after
-    /// the loss. If a run completes, its end is reported when the next run starts or the service ends.
+    /// Tracked futures and guards are also reported. The start of a child registry is not reported, but the tasks of the child are.
+    /// The start and the end of each run of a [service](crate::Registry::service) are reported. The reported age of a run is the
+    /// age of the service. If a run is lost, the start of the next run is reported immediately after the loss. If a run completes,
+    /// its end is reported when the next run starts or the service ends.
     fn started(&self, task: &TaskInfo) {}
 
     /// Called when a task has completed. The registry makes this call only if at least one of its observers [observes every
@@ -103,9 +103,9 @@ pub trait Observer: Send + Sync + 'static {
     ///
     /// [`RegistryBuilder::observer`](crate::RegistryBuilder::observer) calls this method one time. If at least one observer of a
     /// registry returns true, the registry calls [`started`](Self::started) and [`completed`](Self::completed) of all its
-    /// observers. The registry is then also [inspected](crate::RegistryBuilder::inspect), so each `TaskInfo` has a kind, and has
-    /// an age unless the task was rejected. Before each of these calls, the registry reads its list of observers under a lock
-    /// that all threads share. If all observers return false, this method adds no cost to tasks.
+    /// observers. The registry is then also [inspected](crate::RegistryBuilder::inspect). Each `TaskInfo` therefore has a kind. It
+    /// also has an age if the task was not rejected. Before each of these calls, the registry reads its list of observers under a
+    /// lock that all threads share. If all observers return false, this method adds no cost to tasks.
     fn observes_every_task(&self) -> bool {
         false
     }

@@ -71,8 +71,8 @@ macro_rules! wake_with {
 }
 pub(crate) use wake_with;
 
-/// Does nothing. In loom models, `model::LifeCheck` replaces this type, and checks that a registry state is not used while it is
-/// reused.
+/// Does nothing. In loom models, `model::LifeCheck` replaces this type. It checks that no code uses a registry state after
+/// another registry has taken the state.
 #[cfg(not(loom))]
 pub(crate) struct LifeCheck;
 
@@ -95,7 +95,7 @@ impl LifeCheck {
 #[cfg_attr(feature = "std", repr(align(128)))]
 pub(crate) struct CachePadded<T>(pub(crate) T);
 
-/// Sets an atomic word to 0. A read-modify-write operation of another thread may still change the word at the same time.
+/// Sets an atomic word to 0. A read-modify-write operation of another thread can change the word at the same time.
 ///
 /// Loom would allow a plain store between the read and the write of that operation, so loom models use a swap.
 pub(crate) fn reset(word: &AtomicUsize) {
@@ -108,7 +108,7 @@ pub(crate) fn reset(word: &AtomicUsize) {
 
 /// Calls the closure `f`, which runs user code. If `f` panics, the panic does not reach the caller (invariant S6).
 ///
-/// The destructor of the panic's payload can panic too. This function leaks the payload of that second panic.
+/// The destructor of the panic's payload can also panic. This function leaks the payload of this second panic.
 pub(crate) fn ignore_panic(f: impl FnOnce()) {
     if let Err(payload) = catch(f) {
         if let Err(second) = catch(|| drop(payload)) {

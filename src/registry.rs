@@ -20,13 +20,13 @@ use futures_util::future::OptionFuture;
 ///   [`shutdown`](Self::shutdown) is called or the last handle is dropped.
 /// - *Draining*: the [shutdown signal](Self::signal) is triggered. The registry still accepts tasks while any task is in flight. A
 ///   task, or the holder of a [`Guard`], can therefore still start other tasks.
-/// - *Drained*: no task is in flight. The registry never accepts a task again.
+/// - *Drained*: no task is in flight. From now on, the registry rejects all tasks.
 ///
 /// New tasks prolong a drain. To make sure that the drain ends, stop accepting requests when the shutdown signal resolves. Also
 /// set a deadline for the drain, for example with [`shutdown_within`](Self::shutdown_within).
 ///
-/// A clone of a `Registry` is another handle of the same registry. The shutdown starts when the last handle is dropped. A task
-/// that owns a handle of its registry therefore keeps that registry open.
+/// A clone of a `Registry` is another handle of the same registry. The shutdown starts when the last handle is dropped. If a
+/// task owns a handle of its registry, the task therefore keeps the registry open.
 ///
 /// # Examples
 ///
@@ -55,8 +55,8 @@ impl<S> Registry<S> {
 
     /// Returns a handle of the registry whose state is `state`. A `static` can hold this handle, even in a program without `std`.
     ///
-    /// All handles made from the same `state` belong to the same registry. Dropping a handle made by `in_static` never starts the
-    /// shutdown. The docs of [`RegistryState`] contain an example.
+    /// All handles made from the same `state` belong to the same registry. If a handle made by `in_static` is dropped, the shutdown
+    /// does not start. The docs of [`RegistryState`] contain an example.
     pub const fn in_static(state: &'static RegistryState, spawner: S) -> Self {
         Self { handle: RegistryHandle::in_static(state), spawner }
     }
@@ -124,9 +124,9 @@ impl<S> Registry<S> {
     /// `"welcome-mail"`.
     ///
     /// The name appears in [`tasks`](Self::tasks), [`services`](Self::services), [`Stragglers`],
-    /// [`shutdown_cause`](Self::shutdown_cause) and [`JoinError`](crate::JoinError).
-    /// [Observers](crate::RegistryBuilder::observer) and the [spawner](Spawner::spawn_with_info) receive the name too. If the
-    /// registry has observers, or the option [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) or
+    /// [`shutdown_cause`](Self::shutdown_cause) and [`JoinError`](crate::JoinError). [Observers](crate::RegistryBuilder::observer)
+    /// and the [spawner](Spawner::spawn_with_info) also receive the name. If the registry has observers, or the option
+    /// [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) or
     /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure), a named task occupies a slot: a table entry with
     /// information about the task. [`inspect`](crate::RegistryBuilder::inspect) describes the cost of slots. In other registries,
     /// the name costs almost nothing.
@@ -183,10 +183,10 @@ impl<S> Registry<S> {
     /// Use this setting for work that starts tasks. The work then does not use up the permits that these tasks need. Examples are
     /// a request, a connection, or a task that starts a [follow-up](Self::follow_up) for each item of a list.
     ///
-    /// If no limit applies to the registry, this setting has no effect. In a registry that has a limit, the task occupies a slot:
-    /// a table entry with information about the task. [`inspect`](crate::RegistryBuilder::inspect) describes the cost of slots.
-    /// At most 4,194,303 tasks without a permit can be in flight simultaneously (1,023 on 32-bit targets). If more such tasks
-    /// start, the registry rejects them as [full](crate::RejectReason::Full).
+    /// If no limit applies to the registry, this setting has no effect. In a registry that has a limit, the task occupies a slot: a
+    /// table entry with information about the task. [`inspect`](crate::RegistryBuilder::inspect) describes the cost of slots. At
+    /// most 4,194,303 tasks without a permit can be in flight simultaneously (1,023 on 32-bit targets). The registry rejects each
+    /// further task without a permit as [full](crate::RejectReason::Full).
     ///
     /// # Examples
     ///
@@ -214,15 +214,15 @@ impl<S> Registry<S> {
     /// Do not use `follow_up` in code that accepts new work, such as a server's loop.
     ///
     /// If a task in flight starts a follow-up with `run_when_ready`, the registry never rejects the follow-up. The reason is that
-    /// the first task stays in flight until it has started the follow-up, so the registry cannot drain earlier. `follow_up` has no
-    /// effect on methods that do not wait, such as `run` and `try_run`. With or without `follow_up`, these methods start work while
-    /// the registry drains, and reject work while the registry is full.
+    /// the first task stays in flight until it has started the follow-up, so the registry cannot drain before the follow-up starts.
+    /// `follow_up` has no effect on methods that do not wait, such as `run` and `try_run`. With or without `follow_up`, these
+    /// methods start work while the registry drains, and reject work while the registry is full.
     ///
     /// # Deadlocks
     ///
     /// While a task waits for a permit for its follow-up, the task keeps its own permit. If the waiting tasks together hold all
     /// permits, they wait forever. To avoid this deadlock, start the waiting tasks [without a permit](Self::without_permit), or
-    /// start fewer waiting tasks than the limit allows.
+    /// make sure that the number of waiting tasks is below the limit.
     ///
     /// # Examples
     ///
@@ -249,8 +249,9 @@ impl<S> Registry<S> {
     /// Counts a future as in flight until the future finishes or is dropped. The caller polls the returned future, for example in a
     /// `JoinSet` or a `select!`.
     ///
-    /// A future that finishes counts as completed, whatever it returns. A future that panics counts as panicked, and the panic
-    /// reaches the code that polls the returned future. A future that is dropped before it has finished counts as abandoned.
+    /// If the future finishes, it counts as completed, even if it returns `Err`. If the future panics, it counts as panicked, and
+    /// the panic reaches the code that polls the returned future. If the future is dropped before it has finished, it counts as
+    /// abandoned.
     ///
     /// # Errors
     ///
@@ -263,9 +264,9 @@ impl<S> Registry<S> {
     /// Returns a guard for work that is not a future, such as a request, a thread or a held lock. The work counts as in flight
     /// until the guard is dropped.
     ///
-    /// The work counts as completed when the guard is dropped, even if the work was not finished. If a panic drops the guard, the
+    /// When the guard is dropped, the work counts as completed, even if the work was not finished. If a panic drops the guard, the
     /// work counts as panicked; the docs of [`Guard`] explain this rule. [`Guard::require_completion`] returns a guard whose work
-    /// counts as abandoned unless the caller calls `complete`.
+    /// counts as completed only if the caller calls `complete`.
     ///
     /// # Errors
     ///
@@ -294,11 +295,11 @@ impl<S> Registry<S> {
     /// Starts a service: a task that repeats its work. The policy `restart` decides whether the work runs again after a run has
     /// ended.
     ///
-    /// The closure `make` creates the future of each run. One task supervises all runs of a service. This task is in flight until
+    /// For each run, the closure `make` creates a future. One task supervises all runs of a service. This task is in flight until
     /// the service ends, so the drain waits for the service. The service ends in one of these cases:
     ///
-    /// - A run ends, and the policy `restart` allows no further run. With [`Restart::on_failure`], a run that completes ends the
-    ///   service. If the last run is lost, the service is lost with the same outcome.
+    /// - A run ends, and the policy `restart` allows no further run. With [`Restart::on_failure`], the service ends when a run
+    ///   completes. If the last run is lost, the service is lost with the same outcome.
     /// - The shutdown starts. If the service waits between two runs, the service ends immediately. If a run is in progress, the
     ///   run is not interrupted. The future of the run should end when the [signal](Self::signal) resolves. After the shutdown
     ///   has started, no run starts.
@@ -306,18 +307,18 @@ impl<S> Registry<S> {
     ///
     /// # Accounting
     ///
-    /// Each run counts as one task in the [`Summary`]. The registry reports each lost run to the observers. If `make`, the future of
-    /// a run or a destructor of the future panics, only this run ends. The settings [`critical`](Self::critical),
+    /// Each run counts as one task in the [`Summary`]. The registry reports each lost run to the observers. A panic in `make`, in
+    /// the future of a run or in the destructor of this future ends only this run. The settings [`critical`](Self::critical),
     /// [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) and
     /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure) apply only if the whole service is lost. If another run
-    /// follows, the loss of a run does not start the shutdown. Immediately after a lost run, the registry counts the next run,
-    /// although the service still waits for its delay. If the service ends during this wait, that next run counts as completed,
+    /// follows, the loss of a run does not start the shutdown. Immediately after a lost run, the registry already counts the next
+    /// run, although this run starts only after a delay. If the service ends during this wait, that next run counts as completed,
     /// aborted or abandoned.
     ///
-    /// [`services`](Self::services) lists the services and their numbers of restarts. [`wait_idle`](Self::wait_idle) does not
-    /// wait for services. In a registry with a limit, a service holds one permit, unless it is started [without a
-    /// permit](Self::without_permit). If the registry rejects the service, the registry drops `make`, and counts and reports the
-    /// rejection.
+    /// [`services`](Self::services) lists the services and their numbers of restarts. [`wait_idle`](Self::wait_idle) does not wait
+    /// for services. In a registry with a limit, a service holds one permit. A service that is started [without a
+    /// permit](Self::without_permit) holds none. If the registry rejects the service, the registry drops `make`, and counts and
+    /// reports the rejection.
     ///
     /// # Panics
     ///
@@ -363,9 +364,10 @@ impl<S> Registry<S> {
     /// reported, and the service continues. In all other respects, the docs of [`service`](Self::service) apply. Minimum of
     /// `period`: 1 millisecond. Shorter periods are raised to the minimum.
     ///
-    /// The schedule exists only in memory, and starts again when the process starts. While the process is stopped, the work does not
-    /// run. Each process has its own schedule. If the work must not be lost, or if only one of several processes must run it, use a
-    /// durable job, which a database stores. The crate `background-tasks-durable` runs durable jobs, also on a cron schedule.
+    /// The schedule exists only in memory, so each start of the process also restarts the schedule. While the process is stopped,
+    /// the work does not run. Each process has its own schedule. If the work must not be lost, or if only one of several processes
+    /// must run it, use a durable job, which a database stores. The crate `background-tasks-durable` runs durable jobs, also on a
+    /// cron schedule.
     ///
     /// # Panics
     ///
@@ -407,11 +409,11 @@ impl<S> Registry<S> {
 
     /// Starts the shutdown immediately, and returns a future that resolves to the [`Summary`] when the registry has drained.
     ///
-    /// The call itself starts the shutdown, not the first poll of the returned future. All shutdown signals of the registry are
-    /// triggered when this method returns. The shutdown continues if the returned future is dropped. A second call to `shutdown`
+    /// The call itself starts the shutdown, even if the returned future is never polled. All shutdown signals of the registry are
+    /// triggered when this method returns. If the returned future is dropped, the shutdown continues. A second call to `shutdown`
     /// returns another future that waits for the same drain. To wait with a time limit, call
-    /// [`shutdown_within`](Self::shutdown_within). The type [`Shutdown`] has methods whose deadline can be any future, and
-    /// methods that block the thread.
+    /// [`shutdown_within`](Self::shutdown_within). The type [`Shutdown`] has methods whose deadline can be any future, and methods
+    /// that block the thread.
     ///
     /// If no code waits for the drain, the tasks in flight are lost when `main` returns. If other code already waits for the
     /// drain, call [`start_shutdown`](Self::start_shutdown) instead of `shutdown`.
@@ -455,8 +457,8 @@ impl<S> Registry<S> {
     /// Starts the shutdown immediately, and returns a future that waits until the registry has drained, but at most for `grace`.
     ///
     /// This method is short for [`shutdown`](Self::shutdown) followed by [`until`](Shutdown::until). The deadline comes from the
-    /// [`Timer`] of this handle's spawner. The grace period starts at the call, not at the first poll. The shutdown continues if
-    /// the returned future is dropped. To abort the tasks that are still in flight after the grace period, call
+    /// [`Timer`] of this handle's spawner. The grace period starts at the call, not at the first poll. If the returned future is
+    /// dropped, the shutdown continues. To abort the tasks that are still in flight after the grace period, call
     /// [`shutdown_or_abort`](Self::shutdown_or_abort) instead.
     ///
     /// If `grace` is [`Duration::ZERO`], the future does not wait and only checks whether the registry has drained. If `grace` is
@@ -501,10 +503,10 @@ impl<S> Registry<S> {
     /// Starts the shutdown immediately, and returns a future that waits until the registry has drained, but at most for `grace`.
     /// After `grace`, the future aborts the remaining tasks, and waits for them, but at most for `abort_timeout`.
     ///
-    /// This method is short for [`shutdown`](Self::shutdown) followed by [`or_abort`](Shutdown::or_abort). Both deadlines come
-    /// from the [`Timer`] of this handle's spawner. Only the tasks of an [inspected](crate::RegistryBuilder::inspect) registry
-    /// are aborted; the docs of `or_abort` contain the details. The grace period starts at the call. `abort_timeout` starts after
-    /// the future has requested the abort of the tasks.
+    /// This method is short for [`shutdown`](Self::shutdown) followed by [`or_abort`](Shutdown::or_abort). Both deadlines come from
+    /// the [`Timer`] of this handle's spawner. Only the tasks of an [inspected](crate::RegistryBuilder::inspect) registry are
+    /// aborted; the docs of `or_abort` contain the details. The grace period starts at the call. The timer of `abort_timeout`
+    /// starts after the future has requested the abort of the tasks.
     ///
     /// If `grace` is [`Duration::ZERO`], the first poll of the future aborts the tasks. If `abort_timeout` is [`Duration::ZERO`],
     /// the future does not wait for the aborted tasks. If one of the durations is [`Duration::MAX`], the future waits without a
@@ -523,8 +525,8 @@ impl<S> Registry<S> {
     /// # Cancel safety
     ///
     /// Dropping the returned future ends the wait, but not the shutdown. If the future is dropped during the grace period, no task
-    /// is aborted. If the future is dropped after it has aborted the tasks, an inspected registry still aborts each task that starts
-    /// later, until the registry has drained.
+    /// is aborted. If the future is dropped after it has aborted the tasks, an inspected registry still aborts each later task,
+    /// until the registry has drained.
     ///
     /// # Examples
     ///
@@ -572,7 +574,7 @@ impl<S> Registry<S> {
     /// Call `start_shutdown` in code that must not wait for the drain. Examples are a task that waits for a signal of the operating
     /// system, and an HTTP handler that lets administrators stop the program. Do not call `start_shutdown` in a signal handler that
     /// `sigaction` installs, because the method is not async-signal-safe. Other code, usually the end of `main`, must call
-    /// [`shutdown`](Self::shutdown) and await the drain. Otherwise the tasks in flight are lost when the process exits.
+    /// [`shutdown`](Self::shutdown) and await the drain. Without this wait, the tasks in flight are lost when the process exits.
     ///
     /// # Examples
     ///
@@ -609,7 +611,7 @@ impl<S> Registry<S> {
     ///
     /// Tests can use `wait_idle` to wait for the background tasks of the tested code, and for further tasks that those tasks start.
     /// The returned future resolves when a poll finds no task in flight except services. New tasks can start between this poll and
-    /// the next step of the caller. If a new task starts after the last task has ended and before the future is polled, the future
+    /// the next step of the caller. If the last task ends, but a new task starts before the next poll of the future, the future
     /// also waits for the new task. If new tasks start all the time, it is therefore possible that the future never resolves.
     ///
     /// # Deadlocks
@@ -624,8 +626,8 @@ impl<S> Registry<S> {
         WaitIdle::new(self.handle.state_ref())
     }
 
-    /// Returns the tasks in flight, oldest first. In a program without a clock, the order is arbitrary. The list is empty
-    /// unless the registry is [inspected](crate::RegistryBuilder::inspect).
+    /// Returns the tasks in flight, oldest first. In a program without a clock, the order is arbitrary. If the registry is not
+    /// [inspected](crate::RegistryBuilder::inspect), the list is empty.
     ///
     /// If a task starts or ends while `tasks` runs, the list does not always contain this task. `tasks` reads all slots (table
     /// entries for tasks) of the registry, so its cost grows with the number of slots.
@@ -642,10 +644,10 @@ impl<S> Registry<S> {
     /// Aborts all tasks of an [inspected](crate::RegistryBuilder::inspect) registry at their next await point. Returns the number
     /// of tasks that can be aborted, and the number of tasks that cannot be aborted.
     ///
-    /// In this documentation, an await point is an `.await` that waits: the poll of the task returns `Pending`. A task that waits is
-    /// woken, dropped at its await point, and counted as aborted. A task that is being polled is dropped at its next await point,
-    /// unless the task finishes first. A task that has not been polled is dropped before its first poll. A blocking closure that has
-    /// not started never starts, and counts as aborted. Such a closure stays in flight until its executor tries to start the closure
+    /// In this documentation, an await point is an `.await` that waits: the poll of the task returns `Pending`. A waiting task is
+    /// woken, dropped at its await point, and counted as aborted. If a task is being polled, it is dropped at its next await point,
+    /// unless it finishes first. If a task has not been polled, it is dropped before its first poll. If a blocking closure has not
+    /// started, it never starts, and counts as aborted. The closure stays in flight until its executor tries to start the closure
     /// or drops it.
     ///
     /// The following tasks are not aborted and stay in flight:
@@ -655,7 +657,7 @@ impl<S> Registry<S> {
     /// - tasks that start after `abort` was called
     /// - all tasks of a registry that is not inspected
     ///
-    /// Work that an aborted task has started outside the registry continues, and the registry does not count this work. Examples
+    /// If an aborted task has started work outside the registry, this work continues, and the registry does not count it. Examples
     /// are a closure in `tokio::task::spawn_blocking`, an operation of `tokio::fs`, and a [child
     /// process](crate::guide::child_processes). To count such work, start the work with [`run_blocking`](Self::run_blocking) or
     /// [`run`](Self::run), or move a [guard](Self::guard) into the work.
@@ -719,15 +721,15 @@ impl<S> Registry<S> {
         self.state().is_shutdown_logged()
     }
 
-    /// Returns whether the registry has drained: the shutdown has started, no task is in flight, and the registry never accepts a
-    /// task again.
+    /// Returns whether the registry has drained: the shutdown has started, no task is in flight, and the registry rejects all tasks
+    /// from now on.
     pub fn is_drained(&self) -> bool {
         self.state().is_drained()
     }
 
     /// Starts a task in the background and returns immediately.
     ///
-    /// A task that returns `Err` counts as failed; see [`TaskOutput`]. With `std`, a panic of the task is caught and counted. The
+    /// If a task returns `Err`, it counts as failed; see [`TaskOutput`]. With `std`, a panic of the task is caught and counted. The
     /// panic hook still runs, so by default the panic is also printed to stderr.
     ///
     /// If the registry has drained or is [full](crate::RejectReason::Full), `run` drops the future and counts a rejected task. If
@@ -762,12 +764,12 @@ impl<S> Registry<S> {
         self.task().try_run(future)
     }
 
-    /// Starts a task as soon as a permit is free. A registry with a [limit](crate::RegistryBuilder::max_in_flight) has one permit
-    /// for each task that the limit allows.
+    /// Starts a task as soon as a permit is free. The [limit](crate::RegistryBuilder::max_in_flight) of a registry is its number of
+    /// permits.
     ///
-    /// The returned future waits for a permit while the registry is full. If several futures wait, they get permits in the order
-    /// of their first polls. While futures wait, methods that do not wait, such as `run`, start a task only if there are more
-    /// free permits than waiting futures. Otherwise these methods reject the task as full.
+    /// The returned future waits for a permit while the registry is full. If several futures wait, they get permits in the order of
+    /// their first polls. While futures wait, a method that does not wait, such as `run`, starts a task only if there are more free
+    /// permits than waiting futures. If there are not, the method rejects the task as full.
     ///
     /// # Errors
     ///
@@ -786,12 +788,11 @@ impl<S> Registry<S> {
     ///
     /// # Deadlocks
     ///
-    /// A task should not await `run_when_ready` of its own registry, unless the task was started
-    /// [without a permit](Self::without_permit). If tasks that wait for a permit hold all permits, no permit is ever
-    /// released.
+    /// If a task awaits `run_when_ready` of its own registry, start this task [without a permit](Self::without_permit). If all
+    /// permits are held by tasks that themselves wait for a permit, no permit is ever released.
     ///
-    /// A released permit is reserved for the first waiting future until that future is polled or dropped. A waiting future that
-    /// is never polled again blocks all futures behind it. Therefore do not pass a waiting future to `mem::forget`.
+    /// A released permit is reserved for the first waiting future until that future is polled or dropped. If a waiting future is
+    /// never polled again, it blocks all futures behind it in the queue. Therefore do not pass a waiting future to `mem::forget`.
     ///
     /// # Examples
     ///
@@ -818,13 +819,13 @@ impl<S> Registry<S> {
 
     /// Starts a task and returns a [`JoinHandle`], which resolves to the task's output and can abort the task.
     ///
-    /// The output can be of any type. A task that returns `Err` counts as completed, because the owner of the handle receives the
-    /// error. If no code awaits the handle, start the task with [`run`](Self::run) instead, so that an `Err` counts as a failure.
-    /// If the task panics, the task counts as panicked, and the handle resolves to a [`JoinError`](crate::JoinError) that
+    /// The output can be of any type. If the task returns `Err`, it counts as completed, because the owner of the handle receives
+    /// the error. If no code awaits the handle, start the task with [`run`](Self::run) instead, so that an `Err` counts as a
+    /// failure. If the task panics, the task counts as panicked, and the handle resolves to a [`JoinError`](crate::JoinError) that
     /// contains the panic's payload.
     ///
     /// Dropping the handle detaches the task: the task continues. `spawn` makes one allocation for the handle, in addition to the
-    /// executor's allocation. `run` does not make this allocation.
+    /// executor's allocation. `run` makes no allocation for a handle.
     ///
     /// If the registry has drained or is [full](crate::RejectReason::Full), `spawn` drops the future and counts a rejected task. The
     /// handle then resolves to an error that contains the reason. If the caller needs the rejected future, use

@@ -49,7 +49,7 @@ pub struct Restart {
 }
 
 impl Restart {
-    /// Starts the work again after a run has failed or panicked. A run that completes ends the service.
+    /// Starts the work again after a run has failed or panicked. When a run completes, the service ends.
     pub const fn on_failure() -> Self {
         Self {
             after_completion: false,
@@ -68,9 +68,9 @@ impl Restart {
     /// Sets the smallest and the largest delay before a restart. Default: `min` is 100 milliseconds, and `max` is 30 seconds. A
     /// `min` below 1 millisecond is raised to 1 millisecond, and a `max` below `min` is raised to `min`.
     ///
-    /// The delay is `min` before the first restart, and doubles for each further restart, up to `max`. After a run that lasted at
-    /// least `max`, the delay is `min` again. Each delay is shortened by a random part of up to one half. Therefore services that
-    /// fail at the same time do not all restart at the same time.
+    /// The delay is `min` before the first restart, and doubles for each further restart, up to `max`. If a run has lasted at least
+    /// `max`, the next delay is `min`. Each delay is shortened by a random part of up to one half. Therefore services that fail at
+    /// the same time do not all restart at the same time.
     pub const fn backoff(self, min: Duration, max: Duration) -> Self {
         Self { min_backoff: min, max_backoff: max, ..self }
     }
@@ -164,8 +164,8 @@ impl<M: FnMut() -> F, F: Future<Output: TaskOutput>, T: Timer> Service<M, T> {
         Ok(None)
     }
 
-    /// Ends a run that is not the last run. If the run was lost, counts and reports the loss. Otherwise returns the completed
-    /// run.
+    /// Ends a run that is not the last run. If the run was lost, counts and reports the loss. If the run completed, returns the
+    /// completed run.
     fn end_run(&mut self, run: Run<F>) -> Option<CompletedRun> {
         let Some(loss) = loss(run) else { return Some(CompletedRun(self.token)) };
         let text = loss.as_loss().to_string();
@@ -272,7 +272,7 @@ impl<T: Timer> Restarts<T> {
         Self { policy, min_backoff, max_backoff, next_delay: min_backoff, random, recent: VecDeque::new() }
     }
 
-    /// Counts one more restart, or returns false if this restart would exceed the limit.
+    /// Returns whether the limit allows one more restart. If it does, counts this restart.
     fn try_add(&mut self, timer: &T) -> bool {
         let Some(max_restarts) = self.policy.max_restarts else { return true };
         while self.recent.front_mut().is_some_and(|oldest| has_elapsed(oldest.as_mut())) {

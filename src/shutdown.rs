@@ -12,7 +12,8 @@ use futures_util::future::{Either, FusedFuture, select};
 ///
 /// # Cancel safety
 ///
-/// Dropping the future ends the wait, but not the shutdown. To wait for the same drain again, call `shutdown()` again.
+/// Dropping the future ends the wait, but not the shutdown. A second call to `shutdown()` returns a future that waits for the
+/// same drain.
 #[derive(Debug)]
 #[must_use = "the shutdown has started, but nothing waits for the drain: await it, or call `start_shutdown` instead"]
 pub struct Shutdown {
@@ -38,7 +39,7 @@ impl Shutdown {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future returned by this method drops `deadline` and ends the wait, but not the shutdown.
+    /// If the returned future is dropped, `deadline` is dropped and the wait ends. The shutdown continues.
     ///
     /// # Examples
     ///
@@ -59,14 +60,14 @@ impl Shutdown {
         self.drained_before(deadline).await.ok_or_else(|| self.state().stragglers())
     }
 
-    /// Waits until the registry has drained or `grace` resolves. If `grace` resolves first, this method
-    /// [aborts](crate::Registry::abort) the remaining tasks, if the registry is [inspected](crate::RegistryBuilder::inspect). The
-    /// method then waits until the registry has drained or the future returned by the closure `abort_timeout` resolves.
+    /// Waits until the registry has drained or `grace` resolves. If `grace` resolves first and the registry is
+    /// [inspected](crate::RegistryBuilder::inspect), this method [aborts](crate::Registry::abort) the remaining tasks. After
+    /// `grace`, the method waits until the registry has drained or the future returned by the closure `abort_timeout` resolves.
     ///
-    /// After `grace` has resolved, an inspected registry also aborts tasks that start later, if they can be aborted. For example,
-    /// the destructor of an aborted task can start another task. A task that starts later counts as aborted, and is dropped before
-    /// its first poll. In contrast, `Registry::abort` aborts only the tasks that are in flight at the call. A registry that is not
-    /// inspected aborts no task.
+    /// After `grace` has resolved, an inspected registry also aborts each task that starts later, except for tasks that cannot be
+    /// aborted. For example, the destructor of an aborted task can start another task. A task that starts later counts as aborted,
+    /// and is dropped before its first poll. In contrast, `Registry::abort` aborts only the tasks that are in flight at the call. A
+    /// registry that is not inspected aborts no task.
     ///
     /// This method calls the closure `abort_timeout` after `grace` has resolved. `abort_timeout` is a closure and not a future,
     /// because the time of most timers starts when the timer is created.
@@ -84,13 +85,13 @@ impl Shutdown {
     ///
     /// # Work that continues
     ///
-    /// Work that an aborted task has started outside the registry may continue after the drain. Examples are a closure in
-    /// `tokio::task::spawn_blocking` and an operation of `tokio::fs`. [`Registry::abort`](crate::Registry::abort) describes how
-    /// to count such work.
+    /// If an aborted task has started work outside the registry, this work can continue after the drain. Examples are a closure in
+    /// `tokio::task::spawn_blocking` and an operation of `tokio::fs`. [`Registry::abort`](crate::Registry::abort) describes how to
+    /// count such work.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future returned by this method ends the wait, but not the shutdown. If this future is dropped before `grace`
+    /// If the returned future is dropped, the wait ends, but the shutdown continues. If this future is dropped before `grace`
     /// resolves, no task is aborted. If this future is dropped after `grace` has resolved, an inspected registry still aborts each
     /// task that starts later, until the registry has drained.
     ///
@@ -154,7 +155,7 @@ impl FusedFuture for Shutdown {
 /// Resolves when a poll finds no task in flight except [services](crate::Registry::service).
 /// [`Registry::wait_idle`](crate::Registry::wait_idle) returns this future.
 ///
-/// A `WaitIdle` can be polled again after it has resolved. It then waits until another poll finds no task in flight except
+/// After a `WaitIdle` has resolved, it can be polled again. It then waits until a later poll finds no task in flight except
 /// services.
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
@@ -174,8 +175,8 @@ impl Future for WaitIdle {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let state = self.state.state();
-        // This closure first requests a notification, and then checks whether the registry is idle. Because of this order, a task
-        // that is in flight during the check notifies the waiter when the task ends.
+        // This closure first requests a notification, and then checks whether the registry is idle. Because of this order, if a task is
+        // in flight during the check, its end notifies the waiter.
         let is_idle_after_request = || {
             state.request_idle();
             state.is_idle()

@@ -8,12 +8,12 @@ use pin_project_lite::pin_project;
 /// A future that resolves as soon as the shutdown of its registry has started. From then on, every poll of the signal returns
 /// `Ready`.
 ///
-/// The shutdown starts in these cases:
+/// The signal resolves in these cases:
 ///
 /// - A caller starts the shutdown, for example with [`Registry::shutdown`](crate::Registry::shutdown).
 /// - The registry's last handle is dropped.
-/// - The registry is a [child](crate::Registry::child), and the shutdown of its parent starts, or had started before the child
-///   was created.
+/// - The registry is a [child](crate::Registry::child), and the shutdown of its parent starts. If the shutdown of the parent
+///   has started before the child is created, the child's signal is triggered from the start.
 /// - A [critical](crate::Registry::critical) task is lost.
 /// - A task fails or panics, and an option of the registry starts the shutdown in this case.
 ///
@@ -23,12 +23,12 @@ use pin_project_lite::pin_project;
 /// the next iterations of the loop skip the signal's branch. In `tokio::select!`, the branch needs a precondition (`, if …`),
 /// because each further poll of the resolved signal returns `Ready` again.
 ///
-/// To clone a signal, a thread writes no memory that other threads use. The first poll of a signal registers a waker in a list
-/// that belongs to the polling thread. Dropping the signal removes the waker. Each clone of a signal registers its own waker.
+/// Cloning a signal writes no memory that other threads use. The first poll of a signal registers a waker in a list that
+/// belongs to the polling thread. Dropping the signal removes the waker. Each clone of a signal registers its own waker.
 ///
 /// # Cancel safety
 ///
-/// A signal can be dropped at any time. A signal can be polled again after it has resolved.
+/// A signal can be dropped at any time. After a signal has resolved, it can still be polled.
 ///
 /// # Examples
 ///
@@ -51,11 +51,11 @@ use pin_project_lite::pin_project;
 /// ```
 pub struct ShutdownSignal {
     state: &'static RegistryState,
-    /// The phase (a counter) that the state has while this signal's registry is open. This phase is even. If the state has a
+    /// While this signal's registry is open, the phase (a counter) of the state has this value, which is even. If the state has a
     /// different phase, the signal is triggered.
     ///
-    /// After this signal has resolved, the field contains this phase minus one, which is odd. Only an earlier registry can have
-    /// used the state with that odd phase. All later phases of the state are different from it, so the signal stays triggered.
+    /// After this signal has resolved, the field contains the even value minus one, which is odd. Only an earlier registry can have
+    /// used the state with this odd phase. All later phases of the state are different, so the signal stays triggered.
     phase: usize,
     waiting: Option<(&'static WaitList, Key)>,
 }
@@ -79,9 +79,9 @@ impl ShutdownSignal {
     /// `future` is dropped.
     ///
     /// This method is similar to `run_until_cancelled` of tokio-util's `CancellationToken`, with one difference. If the shutdown
-    /// has started before the call, `run_until_shutdown` still polls `future` one time, but `run_until_cancelled` would not poll
-    /// it. A task that starts during the drain can therefore still do work that does not wait. To skip this work, check
-    /// [`is_triggered`](Self::is_triggered) first.
+    /// has started before the call, `run_until_shutdown` still polls `future` one time. `run_until_cancelled` does not poll its
+    /// future in this case. If a task starts during the drain, it can therefore still do work that does not wait. To skip this
+    /// work, check [`is_triggered`](Self::is_triggered) first.
     ///
     /// If a loop calls this method with a future that is always ready, such as `accept` under load, the method never returns
     /// `None`. To stop at the shutdown, such a loop must also check [`is_triggered`](Self::is_triggered) in each iteration.
@@ -144,7 +144,7 @@ impl Future for ShutdownSignal {
 }
 
 impl FusedFuture for ShutdownSignal {
-    /// Returns whether a poll of this signal has returned `Ready`. A triggered signal that has not been polled is not terminated.
+    /// Returns whether a poll of this signal has returned `Ready`. If a triggered signal has not been polled, it is not terminated.
     /// A clone of a terminated signal is not terminated.
     fn is_terminated(&self) -> bool {
         self.phase & 1 == 1

@@ -13,8 +13,8 @@ use core::{fmt, mem};
 use pin_project_lite::pin_project;
 
 pin_project! {
-    /// Contains the future of a task and its token, which proves that the task is counted. After the future has been dropped,
-    /// contains nothing. The compiler stores the variant `Dropped` in a niche of the token, so the enum needs no memory for a
+    /// Contains the future of a task and its token, which proves that the task is counted. After the future has been dropped, this
+    /// enum contains nothing. The compiler stores the variant `Dropped` in a niche of the token, so the enum needs no memory for a
     /// discriminant.
     #[project = WorkProjection]
     enum Work<F> {
@@ -40,8 +40,8 @@ impl<F> Work<F> {
         }
     }
 
-    /// Drops a future that has not finished. Returns `None` if the future was dropped earlier. Otherwise the caller must release
-    /// the returned token, which still counts the task as in flight (invariants S2 and S5).
+    /// Drops a future that has not finished. Returns `None` if the future was dropped earlier. If the result contains a token, the
+    /// caller must release this token, because it still counts the task as in flight (invariants S2 and S5).
     ///
     /// If the future's destructor panics, the result contains the payload of this panic.
     fn drop_unfinished(
@@ -91,7 +91,7 @@ impl<F: Future> Work<F> {
     }
 }
 
-/// Stops counting a task as in flight. If `loss` is `None`, the task completed.
+/// Stops counting a task as in flight. If `loss` is `None`, the task counts as completed.
 #[inline]
 fn release<T>(token: Token, loss: Option<UnreportedLoss>, value: T) -> T {
     match loss {
@@ -124,7 +124,7 @@ pub(crate) trait OutputReceiver<T> {
     /// [`is_aborted`](Self::is_aborted).
     fn store_waker(&mut self, waker: &Waker);
 
-    /// Returns the loss of a task that was dropped before it finished.
+    /// Returns the loss that the registry counts if the task is dropped before it finishes.
     fn dropped(&self, token: &Token) -> UnreportedLoss;
 }
 
@@ -235,8 +235,8 @@ impl<F: Future, R: OutputReceiver<F::Output>> Future for Task<F, R> {
 }
 
 impl<F: Future, R: OutputReceiver<F::Output>> Task<F, R> {
-    /// Runs the task of a blocking closure, unless the task was aborted. The task's future calls the closure, and finishes in its
-    /// first poll.
+    /// Runs the task of a blocking closure. If the task was aborted, does not call the closure. The task's future calls the
+    /// closure, and finishes in its first poll.
     pub(crate) fn run(self) {
         let mut task = pin!(self);
         // After this call, an abort reports that the closure cannot be aborted (invariant L3). If an abort came before this call,
@@ -259,9 +259,10 @@ pin_project! {
     ///
     /// # Panics
     ///
-    /// If the inner future panics, `Tracked` counts the panic, and then `poll` panics with the same payload. If a `Tracked` is
-    /// dropped and the destructor of the inner future panics, the drop panics with the same payload, unless the thread is already
-    /// panicking. A poll also panics if the `Tracked` has already returned `Ready` or has already panicked.
+    /// If the inner future panics, `Tracked` counts the panic, and then `poll` panics with the same payload. If the destructor of
+    /// the inner future panics while a `Tracked` is dropped, the drop panics with the same payload. If the thread is already
+    /// panicking, the drop does not panic. A poll also panics if the `Tracked` has already returned `Ready` or has already
+    /// panicked.
     #[must_use = "futures do nothing unless polled, and an unfinished one that is dropped counts as abandoned"]
     pub struct Tracked<F> {
         #[pin]
@@ -303,8 +304,9 @@ impl<F> fmt::Debug for Tracked<F> {
     }
 }
 
-/// Stops counting a guard's work as in flight. The work counts as panicked if the current thread is panicking, and the panic
-/// started after the guard was taken. Otherwise the work counts as `loss`, or as completed if `loss` is `None`.
+/// Stops counting a guard's work as in flight. If the current thread is panicking, and the panic started after the guard was
+/// taken, the work counts as panicked. In all other cases, `loss` is the outcome of the work. If `loss` is `None`, the work
+/// counts as completed.
 #[cold]
 fn end_guard(token: Token, loss: Option<UnreportedLoss>) {
     let is_panicked = panicking_thread().is_some_and(|thread| token.panicking_at_start() != Some(thread));
@@ -321,8 +323,8 @@ fn fmt_guard(token: Token, f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Resul
 /// must not count as completed in this case, call [`require_completion`](Self::require_completion).
 ///
 /// With the feature `std`, the work counts as panicked if the guard is dropped while its thread is panicking. If the thread was
-/// already panicking when the guard was taken, this panic does not count; the mutexes of `std` have the same rule. Therefore a
-/// destructor that runs during a panic can take and drop a guard, and the work of this guard counts as completed.
+/// already panicking when the guard was taken, this panic does not count; the mutexes of `std` have the same rule. Therefore,
+/// if a destructor takes and drops a guard during a panic, the work of this guard counts as completed.
 #[must_use = "a guard that is dropped immediately guards nothing"]
 pub struct Guard(Token);
 
@@ -332,7 +334,8 @@ impl Guard {
         Self(token)
     }
 
-    /// Returns a guard whose work counts as abandoned unless [`complete`](CompletionGuard::complete) is called.
+    /// Returns a guard whose work counts as completed only if [`complete`](CompletionGuard::complete) is called. If the guard is
+    /// dropped without this call, the work counts as abandoned, or as panicked if a panic drops the guard.
     ///
     /// Call this method if the owner of the guard can be dropped before the work is done. For example, the owner can be a future,
     /// and a `select!` or an abort can drop the future.

@@ -49,9 +49,10 @@ impl<'a, S> TaskBuilder<'a, S> {
 
     /// Sets the call site that is reported for the task. Default: the location of the call that starts the task.
     ///
-    /// A library that starts tasks for its caller does not need this method. It marks its function with `#[track_caller]`, and the
-    /// reported call site is then the caller of this function. Use `location` if other code runs between this function and the
-    /// start of the task, such as a closure or an async function. The function calls [`Location::caller`] and passes the result on.
+    /// If a library starts tasks for its caller, the library usually does not need this method: if its function has the attribute
+    /// `#[track_caller]`, the reported call site is the caller of this function. Use `location` if the function starts the task
+    /// through other code, such as a closure or an async function. In this case, the function calls [`Location::caller`] and passes
+    /// the result to `location`.
     pub fn location(self, location: &'static Location<'static>) -> Self {
         Self { location: Some(location), ..self }
     }

@@ -4,10 +4,10 @@ use std::ops::Deref;
 
 /// Spawns tasks on a task pool of bevy. You can use this spawner on any thread.
 ///
-/// When a pool is dropped, it stops its threads and drops its tasks, and the registry counts these tasks as abandoned. The pools that
-/// bevy provides are statics and are never dropped. When `main` returns, tasks in flight on these pools are lost, and their destructors
-/// do not run. If a task that was spawned without a registry panics, the pool keeps working. bevy has no threads for blocking work. Run
-/// blocking work in a task on `AsyncComputeTaskPool`.
+/// When a pool is dropped, it stops its threads and drops its tasks, and the registry counts these tasks as abandoned. bevy's own pools are
+/// statics and are never dropped. When `main` returns, tasks in flight on these pools are lost, and their destructors do not run. After a
+/// panic of a task that was spawned without a registry, the pool keeps working. bevy has no threads for blocking work. Run blocking work in
+/// a task on `AsyncComputeTaskPool`.
 ///
 /// This type is not available on wasm. On wasm, bevy runs tasks on the event loop of the page.
 ///

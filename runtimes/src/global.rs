@@ -1,11 +1,11 @@
 use background_tasks::{BlockingSpawner, Spawner};
 
-/// Spawns tasks on the threads of async-global-executor, and runs blocking closures on its pool of blocking threads. You can use this
-/// spawner on any thread.
+/// Spawns tasks on the threads of async-global-executor, and runs blocking closures on the executor's pool of blocking threads. You can use
+/// this spawner on any thread.
 ///
-/// The executor is a static and is never dropped. When `main` returns, tasks in flight are lost, and their destructors do not run. To
-/// avoid this loss, wait for the registry's shutdown before `main` returns. If a task that was spawned without a registry panics, the
-/// executor catches the panic.
+/// The executor is a static and is never dropped. When `main` returns, tasks in flight are lost, and their destructors do not run. To avoid
+/// this loss, wait for the registry's shutdown before `main` returns. The executor catches panics of tasks that were spawned without a
+/// registry.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct GlobalExecutorSpawner;
 

@@ -9,10 +9,10 @@ use std::time::Duration;
 /// Spawns tasks on the caller's glommio executor, in the caller's task queue. Runs blocking closures on the blocking threads of this
 /// executor.
 ///
-/// A task runs on the thread that started the task, even if the task is `Send`. In glommio, only the wakers of a waiting task keep the
-/// task alive. This spawner therefore stores the tasks itself, at the cost of one allocation for each task. When an executor is dropped,
-/// its tasks are dropped too, and the registry counts these tasks as abandoned. If a task that was spawned without a registry panics, the
-/// panic unwinds through `run`. glommio needs Linux 5.8 or later.
+/// A task stays on the thread that started it, even if the task is `Send`. In glommio, only the wakers of a waiting task keep the task
+/// alive. This spawner therefore stores the tasks itself, at the cost of one allocation for each task. When an executor is dropped, its
+/// tasks are dropped too, and the registry counts these tasks as abandoned. If a task is spawned without a registry, a panic of this task
+/// unwinds through `run`. glommio needs Linux 5.8 or later.
 ///
 /// `LocalExecutorBuilder::blocking_thread_pool_placement` sets the number of blocking threads. Default: one thread.
 ///

@@ -50,7 +50,7 @@ pub use self::monoio::MonoioSpawner;
 #[doc = include_str!("../../host/src/frameworks.md")]
 struct Frameworks;
 
-/// The longest timer duration of the spawners: 30 years. Longer durations are shortened to this value, because a clock may not be able to
-/// add them to its current time.
+/// The longest timer duration of the spawners: 30 years. Longer durations are shortened to this value, because the addition to the current
+/// time can overflow.
 #[cfg(any(feature = "compio", all(feature = "glommio", target_os = "linux")))]
 const LONGEST_SLEEP: std::time::Duration = std::time::Duration::from_secs(30 * 365 * 24 * 60 * 60);

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 /// Spawns tasks on the caller's monoio runtime, and runs blocking closures on the thread pool that is attached to this runtime.
 ///
-/// A task runs on the thread that started the task, even if the task is `Send`. In monoio, only the wakers of a waiting task keep the
-/// task alive. This spawner therefore stores the tasks itself, at the cost of one allocation for each task. When a thread ends or calls
-/// [`abandon_all`](Self::abandon_all), the tasks in flight on this thread are dropped, and the registry counts these tasks as abandoned.
-/// A waiting task is also dropped if its last waker is dropped on the task's thread. If a task that was spawned without a registry
-/// panics, the panic unwinds through `block_on`.
+/// A task stays on the thread that started it, even if the task is `Send`. In monoio, only the wakers of a waiting task keep the task
+/// alive. This spawner therefore stores the tasks itself, at the cost of one allocation for each task. When a thread ends or calls
+/// [`abandon_all`](Self::abandon_all), the tasks in flight on this thread are dropped, and the registry counts these tasks as abandoned. A
+/// waiting task is also dropped if its last waker is dropped on the task's thread. If a task is spawned without a registry, a panic of this
+/// task unwinds through `block_on`.
 ///
 /// To run blocking closures, call `RuntimeBuilder::attach_thread_pool`. If the runtime has no thread pool but has
 /// `BlockingStrategy::ExecuteLocal`, `spawn_blocking` runs the closure on the caller's thread before it returns. To use the timer, call
@@ -20,9 +20,9 @@ use std::time::Duration;
 ///
 /// # Panics
 ///
-/// Each method panics if the calling thread is not in a monoio runtime. `spawn_blocking` also panics if the runtime has no thread pool,
-/// unless the runtime has `BlockingStrategy::ExecuteLocal`. `sleep` also panics if the runtime has no timer. The panic message explains
-/// how to correct the program.
+/// Each method panics if the calling thread is not in a monoio runtime. `spawn_blocking` also panics if the runtime has no thread pool and
+/// does not use `BlockingStrategy::ExecuteLocal`. `sleep` also panics if the runtime has no timer. The panic message explains how to
+/// correct the program.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MonoioSpawner;
 
@@ -64,8 +64,8 @@ impl BlockingSpawner for MonoioSpawner {
 impl Timer for MonoioSpawner {
     type Sleep = BoxLocalTask;
 
-    /// In monoio 0.2.4, a timer future always wakes the task that polled the future first, even if another task polls the future later. The
-    /// future that this method returns therefore creates a new timer future when the waker changes.
+    /// In monoio 0.2.4, a timer future always wakes the task that polled the future first, even if another task polls the future later.
+    /// This method therefore returns a future that creates a new timer future when the waker changes.
     #[track_caller]
     fn sleep(&self, duration: Duration) -> BoxLocalTask {
         let mut sleep = with_advice(ADVICE, || Box::pin(monoio::time::sleep(duration)));

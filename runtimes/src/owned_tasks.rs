@@ -1,9 +1,9 @@
 //! Stores the tasks of runtimes that do not store waiting tasks.
 //!
-//! monoio and glommio own a task only while the task is queued. While the task waits, only its wakers own the task. So if a waker exists
-//! longer than the runtime, the waker keeps the task alive. In monoio, the last waker drops the task on the thread of this waker, although
-//! the task is not `Send`. Therefore this module stores each task on the thread of the task, and passes a [`TaskRef`] to the runtime in
-//! place of the task.
+//! monoio and glommio own a task only while the task is queued. While the task waits, only its wakers own the task. If a waker exists
+//! longer than the runtime, this waker therefore keeps the task alive. In monoio, the last waker drops the task on the thread of this
+//! waker, although the task is not `Send`. Therefore this module stores each task on the thread of the task, and passes a [`TaskRef`] to
+//! the runtime in place of the task.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -50,7 +50,7 @@ pub(crate) fn is_known(runtime: usize) -> bool {
 
 /// Drops the tasks of a runtime on this thread.
 pub(crate) fn drop_all(runtime: usize) {
-    // While the thread ends, `try_with` fails, because the destructor of `TASKS` already drops the tasks. Destructors of tasks may use this
+    // While the thread ends, `try_with` fails, because the destructor of `TASKS` already drops the tasks. Destructors of tasks can use this
     // module, so the tasks are dropped after the borrow has ended.
     let tasks = TASKS.try_with(|tasks| tasks.waiting.borrow_mut().remove(&runtime));
     drop(tasks);
@@ -70,7 +70,7 @@ impl Future for TaskRef {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        // `drop_all` may already have dropped the task.
+        // If `drop_all` has already dropped the task, there is nothing to poll.
         let Some(mut task) = self.take() else { return Poll::Ready(()) };
         let polled = task.as_mut().poll(cx);
         if polled.is_pending() {

@@ -41,7 +41,7 @@ impl LocalSpawner for &'static StaticLocalExecutor {
 /// abandoned. If a task owns a clone of the spawner, for example inside a registry handle, the threads keep running until this task ends.
 ///
 /// Dropping the last clone blocks until all threads have exited, but at most for one second. The method
-/// [`join_timeout`](Self::join_timeout) changes this time limit. A thread that always has ready tasks polls at most 200 more tasks before
+/// [`join_timeout`](Self::join_timeout) changes this time limit. If a thread always has ready tasks, it polls at most 200 more tasks before
 /// it exits. If a task blocks its thread for longer than the time limit, the drop detaches this thread and returns. The detached thread
 /// exits when the poll of the blocking task returns. When the detached thread exits, the executor drops the other tasks in flight.
 ///
@@ -175,7 +175,7 @@ impl Drop for Threads {
             // After a timeout, the destructor of the map detaches the threads that have not exited.
             let Ok(id) = exits.recv_timeout(timeout.saturating_sub(waited)) else { return };
             if let Some(handle) = self.handles.remove(&id) {
-                // Leaks the panic payload, because the destructor of the payload may panic.
+                // Leaks the panic payload, because the destructor of the payload can panic.
                 handle.join().unwrap_or_else(mem::forget);
             }
         }

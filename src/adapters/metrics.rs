@@ -74,7 +74,7 @@ impl MetricsObserver {
     /// for its executor. A rejected task has no duration, and the metrics of started tasks and tasks in flight do not count this task.
     /// Tracked futures and guards are recorded in the same way as tasks. A child registry does not count as a task, but the tasks of the
     /// child are recorded. A rejected child counts as a rejected task. Each run of a [service](crate::Registry::service) counts as one
-    /// started task that ends. The metrics have no duration for services.
+    /// task, which starts and ends. The metrics have no duration for services.
     ///
     /// With this setting, the observer [observes every task](Observer::observes_every_task), so it enables inspection of the registry.
     /// Each task then costs more time, because the registry stores an entry with timestamps for each task. All metrics are always up to

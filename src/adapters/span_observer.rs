@@ -60,7 +60,7 @@ impl Observer for SpanObserver {
 /// The registry calls its observers while the executor polls or drops the task, so the current span is the span of the task. If the
 /// spawner is not a `TaskSpan`, the current span does not have the recorded fields, and `tracing` ignores their values.
 fn record(task: &TaskInfo, outcome: &str, span: impl FnOnce() -> Span) {
-    // When a tracked future or guard ends, the current span may be the span of another task that contains the future or guard.
+    // When a tracked future or guard ends, the current span can be the span of another task that contains the future or guard.
     if matches!(task.kind(), None | Some(TaskKind::Tracked | TaskKind::Guard | TaskKind::Child)) {
         return;
     }

@@ -6,8 +6,8 @@ use tracing::{Instrument, Span, info_span};
 
 /// Wraps a spawner and runs each task in a new tracing span. The new span *follows from* the span of the caller.
 ///
-/// Use `TaskSpan` if you export spans. The span of the request closes as soon as the request ends, so an exporter sends this span without
-/// delay, even if tasks of the request still run. The follows-from relation links the task to the request.
+/// Use `TaskSpan` if you export spans. The span of the request closes as soon as the request ends, even if tasks of the request still run.
+/// An exporter therefore sends this span without delay. The follows-from relation links the task to the request.
 ///
 /// With `tracing_subscriber::fmt`, the fields of the request do not appear in the task's lines. The line of a lost task therefore does not
 /// say which request started the task. [`InSpan`](crate::InSpan) keeps these fields, because it runs the task in the span of the request.
@@ -18,13 +18,14 @@ use tracing::{Instrument, Span, info_span};
 /// task. If a task starts another task, the span of the new task follows from the span of the first task.
 ///
 /// All events of a task belong to the span of the task. If the task is lost, [`TracingObserver`](crate::TracingObserver) emits an event
-/// that also belongs to this span. The registry passes no rejected task to a spawner, so `TaskSpan` does not create a span for a rejected
-/// task. The event for the rejection belongs to the span of the caller. `SpanObserver` creates a span for a rejected task. The span of a
-/// [service](crate::Registry::service) contains all runs of the service. Guards, tracked futures and child registries have no span.
+/// that also belongs to this span. The registry does not pass a rejected task to a spawner, so `TaskSpan` does not create a span for this
+/// task. The event for the rejection belongs to the span of the caller. In contrast, `SpanObserver` also creates a span for a rejected
+/// task. The span of a [service](crate::Registry::service) contains all runs of the service. Guards, tracked futures and child registries
+/// have no span.
 ///
 /// The span closes when the executor drops the task. The executor drops a task after the registry has stopped counting this task, so the
-/// span may close shortly after the drain has ended. A span exporter that the program flushes right after the drain may therefore miss
-/// the spans of the last tasks. To make sure that a span closes before the drain ends, attach the span to the future:
+/// span can close shortly after the drain has ended. If the program flushes its span exporter right after the drain, the exporter can
+/// therefore miss the spans of the last tasks. To make sure that a span closes before the drain ends, attach the span to the future:
 /// `registry.run(work.instrument(span))`.
 ///
 /// # Examples
@@ -109,7 +110,8 @@ impl<S: Timer> Timer for TaskSpan<S> {
     }
 }
 
-/// Returns a closure that calls `work` in a span. If the executor drops this closure without a call, `work` is dropped in the span too.
+/// Returns a closure that calls `work` in a span. If the executor drops this closure without calling it, `work` is also dropped in the
+/// span.
 pub(super) fn in_span<F: FnOnce()>(work: F, span: Span) -> impl FnOnce() {
     let mut work = Some(work).instrument(span);
     move || {

@@ -17,20 +17,20 @@ use tracing::{error, info, warn};
 /// | drained | info | `took_seconds` and the number of tasks for each outcome |
 ///
 /// All events have the `tracing` target `background_tasks`. The task fields are `task.name` and `task.location`. If the registry is
-/// [inspected](crate::RegistryBuilder::inspect), `task.kind`, `task.id` and `task.age_seconds` are also task fields. An event has no
-/// field `task.name` if the task has no name. The event for a rejected task has no fields `task.id` and `task.age_seconds`.
+/// [inspected](crate::RegistryBuilder::inspect), `task.kind`, `task.id` and `task.age_seconds` are also task fields. If the task has no
+/// name, the event has no field `task.name`. The event for a rejected task has no fields `task.id` and `task.age_seconds`.
 ///
 /// The events for the start of the shutdown and for the end of the drain have no span, because they do not belong to one request. The
 /// event for a loss belongs to the span that is current when the loss happens.
 ///
 /// # Spans
 ///
-/// By default, a task does not run in a span. Its events are not linked to the span of the code that started the task. To give each task
-/// a span that follows from the caller's span, wrap the spawner in [`TaskSpan`](crate::TaskSpan). To record the outcome and the duration
-/// in this span, also add a [`SpanObserver`](crate::SpanObserver). To run all tasks in the caller's span, wrap the spawner in
+/// By default, a task does not run in a span. Its events are not linked to the span of the code that started the task. To give each task a
+/// span that follows from the caller's span, wrap the spawner in [`TaskSpan`](crate::TaskSpan). To record the outcome and the duration in
+/// this span, also add a [`SpanObserver`](crate::SpanObserver). To run all tasks in the caller's span, wrap the spawner in
 /// [`InSpan`](crate::InSpan). The event for a loss then belongs to the caller's span too. To run only one task in the caller's span, attach
 /// the current span to the task's future, as in the example below. The events of the future then belong to this span. The event for the
-/// loss of this task does not, because `TracingObserver` emits this event outside the future.
+/// loss of this task does not belong to this span, because `TracingObserver` emits the event outside the future.
 ///
 /// ```
 /// # #[cfg(feature = "smol")]

@@ -55,8 +55,8 @@ fn expect_none_inside(polled_inside: &Receiver<bool>) -> CheckResult {
 /// Starts a task that sends a boolean to `polled_inside`. The boolean is true if the method [`Spawner::spawn`] polls the task on the
 /// caller's stack.
 ///
-/// If `spawn` does not poll the task on the caller's stack, the task blocks until `may_finish` has a message. An implementation of
-/// `spawn` that waits for the end of the task therefore never returns, and the check fails.
+/// If `spawn` does not poll the task on the caller's stack, the task blocks until `may_finish` has a message. If an implementation of
+/// `spawn` waits for the end of the task, it therefore never returns, and the check fails.
 fn run_stack_check<S: Spawner>(registry: &Registry<S>, polled_inside: Sender<bool>, may_finish: Option<Receiver<()>>) {
     let caller = thread::current().id();
     let returned = Arc::new(AtomicBool::new(false));
@@ -140,8 +140,8 @@ const WAKES: usize = if cfg!(miri) { 10 } else { 1000 };
 /// Returns a task and the thread that wakes the task. The thread wakes the task one time for each poll except the last poll. The thread
 /// returns the waker that it called last.
 ///
-/// Every second poll of the task blocks until the thread has called the waker. The executor must therefore handle a wake-up during a
-/// poll.
+/// Each poll with an even number (2, 4, 6 and so on) blocks until the thread has called the waker. The executor must therefore handle a
+/// wake-up during a poll.
 pub(super) fn woken_by_another_thread() -> (impl Future<Output = ()> + Send, JoinHandle<Option<Waker>>) {
     let (sender, wakers) = channel::<Waker>();
     let woken = Arc::new(AtomicUsize::new(0));

@@ -106,7 +106,7 @@ async fn starts_at_call<T: Timer>(timer: Rc<T>) -> CheckResult {
 
 async fn wakes_last_task<T: Timer>(timer: Rc<T>) -> CheckResult {
     let mut sleep = pin!(timer.sleep(SHORT * 10));
-    // If this thread was suspended for a long time, the future may already be ready. In this case, the check passes without a test of the
+    // If this thread was suspended for a long time, the future can already be ready. In this case, the check passes without a test of the
     // wake-up.
     if poll_with(sleep.as_mut(), Waker::noop()).is_pending() {
         sleep.await;

@@ -26,7 +26,7 @@ where
 
 /// Checks a [`Spawner`] whose executor can be dropped. The closure `make` returns the spawner and the executor.
 ///
-/// This function runs all checks of the function [`spawner`]. One more check drops the executor, drops the spawner after it, and checks
+/// This function runs all checks of the function [`spawner`]. One more check first drops the executor and then the spawner. It then checks
 /// whether all tasks have been dropped.
 ///
 /// # Panics
@@ -62,8 +62,8 @@ where
 /// The closure that runs the executor receives a main future. The closure must run the main future and all spawned tasks on the calling
 /// thread. It must return when the main future has finished.
 ///
-/// Only the spawner and this second closure may own the executor. When both have been dropped, the executor and all tasks in flight must
-/// have been dropped too.
+/// Only the spawner and this second closure are allowed to own the executor. After both have been dropped, the executor and all tasks in
+/// flight must also have been dropped.
 ///
 /// # Panics
 ///

@@ -30,7 +30,7 @@ struct LostTask {
     loss: JoinLoss,
 }
 
-/// Says how a task that has a handle was lost.
+/// Says how the task of a handle was lost.
 pub(crate) enum JoinLoss {
     Panicked(Box<Panic>),
     Abandoned,
@@ -82,7 +82,7 @@ impl JoinError {
     ///
     /// # Panics
     ///
-    /// Panics if the task did not panic. [`try_into_panic`](Self::try_into_panic) does not panic.
+    /// Panics if the task did not panic. In this case, [`try_into_panic`](Self::try_into_panic) returns an error instead.
     ///
     /// # Examples
     ///

@@ -14,13 +14,14 @@ use core::fmt;
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Summary {
-    /// The number of tasks that finished with `()`, `Ok` or `None`. A task with a handle or a tracked future counts here if it
+    /// The number of tasks that finished with `()`, `Ok` or `None`. A tracked future, or a task with a handle, counts here if it
     /// finished with any output. A [`Guard`](crate::Guard) counts here if it was dropped. A
     /// [`CompletionGuard`](crate::CompletionGuard) counts here if `complete` was called.
     pub completed: u64,
     /// The number of tasks without a handle that finished with `Err`.
     pub failed: u64,
-    /// The number of tasks that panicked, of tasks whose destructor panicked, and of guards that a panic dropped.
+    /// The number of tasks and guards that ended with a panic: the task panicked, a destructor of the task panicked, or a panic
+    /// dropped the guard.
     pub panicked: u64,
     /// The number of tasks that were dropped before they finished. For example, a runtime drops its remaining tasks when the
     /// runtime itself is dropped. This number also includes each [`CompletionGuard`](crate::CompletionGuard) that was dropped
@@ -74,31 +75,31 @@ impl Stragglers {
         Self { len: in_flight.max(tasks.len()).max(1), summary, tasks }
     }
 
-    /// Returns the number of tasks that were still in flight. Minimum: 1. A [child](crate::Registry::child) counts as one task.
-    /// If the registry is inspected, the tasks of the child count too.
+    /// Returns the number of tasks that were still in flight. Minimum: 1. A [child](crate::Registry::child) counts as one task. If
+    /// the registry is inspected, each task of the child also counts.
     #[expect(clippy::len_without_is_empty, reason = "never empty")]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Returns the number of tasks for each outcome. Only the tasks that had ended before the deadline are counted.
+    /// Returns the number of tasks for each outcome. The numbers count only tasks that ended before the deadline.
     pub fn summary(&self) -> Summary {
         self.summary
     }
 
     /// Returns the tasks that were still in flight, in the order of [`Registry::tasks`](crate::Registry::tasks): oldest first.
     ///
-    /// The list is empty unless the registry is [inspected](crate::RegistryBuilder::inspect).
+    /// If the registry is not [inspected](crate::RegistryBuilder::inspect), the list is empty.
     pub fn tasks(&self) -> &[TaskInfo] {
         &self.tasks
     }
 
     /// Groups similar tasks. Returns the oldest task of each group and the number of tasks in the group.
     ///
-    /// Tasks are in the same group if they have the same name, call site, kind and
-    /// [`abort_requested`](TaskInfo::abort_requested). After an abort, blocking closures that had started are in a different
-    /// group than closures that never start. The group that contains the oldest of all tasks comes first. If the registry is not
-    /// [inspected](crate::RegistryBuilder::inspect), there are no groups.
+    /// Tasks are in the same group if they have the same name, call site, kind and [`abort_requested`](TaskInfo::abort_requested).
+    /// If blocking closures had started before an abort, they are in a different group than closures that never start. The group
+    /// that contains the oldest of all tasks comes first. If the registry is not [inspected](crate::RegistryBuilder::inspect),
+    /// there are no groups.
     ///
     /// The method compares each task with each group at most one time.
     ///

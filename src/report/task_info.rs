@@ -90,9 +90,9 @@ impl TaskInfo {
 
     /// Returns whether a caller has requested an abort of the task. Returns false if the registry is not inspected.
     ///
-    /// After an abort, a future stays in flight until it reaches an await point. An aborted blocking closure that had not started
-    /// never starts. Such a closure stays in flight until its executor tries to start the closure or drops it. A task that
-    /// [cannot be aborted](Self::is_abortable) stays in flight until it finishes.
+    /// After an abort, a future stays in flight until it reaches an await point. If an aborted blocking closure has not started, it
+    /// never starts. This closure stays in flight until its executor tries to start the closure or drops it. If a task [cannot be
+    /// aborted](Self::is_abortable), it stays in flight until it finishes.
     pub fn abort_requested(&self) -> bool {
         self.abort_requested
     }
@@ -124,12 +124,12 @@ pub struct SpawnInfo {
     pub(crate) location: &'static Location<'static>,
     pub(crate) name: Option<&'static str>,
     pub(crate) kind: TaskKind,
-    /// Whether a loss of the task starts the shutdown.
+    /// Whether the loss of this task starts the shutdown of its registry.
     pub(crate) critical: bool,
     /// Whether the task starts without a permit of the registry's limit.
     pub(crate) without_permit: bool,
-    /// If a thread takes a guard while the thread is panicking, this field contains the ID of the thread. Otherwise the field is
-    /// `None`.
+    /// If a thread takes a guard while the thread is panicking, this field contains the ID of the thread. In all other cases, this
+    /// field is `None`.
     pub(crate) panicking_at_start: Option<ThreadId>,
 }
 
@@ -163,11 +163,11 @@ pub struct ServiceInfo {
     /// task has the same ID as in [`Registry::tasks`](crate::Registry::tasks), and its age is the time since the start of the
     /// service.
     pub task: TaskInfo,
-    /// Whether the work of the service is running. If not, the service waits before it runs the work again.
+    /// Whether the work of the service is running. If this field is false, the service waits before it runs the work again.
     pub is_running: bool,
-    /// The number of times that the work has started again after its first start.
+    /// The number of times that the work has started, not including its first start.
     pub restarts: u64,
-    /// Says how the most recent lost run was lost, for example `failed: connection refused`. `None` if no run was lost.
+    /// The most recent loss of a run, for example `failed: connection refused`. If no run was lost, this field is `None`.
     pub last_loss: Option<String>,
 }
 
