@@ -12,7 +12,7 @@ use tokio::time::timeout;
 /// The name of the queue. Never change this name: while a new version is deployed, jobs wait in the database under the old name.
 pub(crate) const QUEUE: &str = "mail";
 
-/// The time that a request waits for the start of its transaction, or for its queries.
+/// A request waits at most this long for the start of its transaction, or for its queries.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The payload of the job: the mail to a new user.

@@ -19,7 +19,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 type Tasks = Registry<TokioSpawner>;
 type Receipts = Arc<Mutex<Vec<String>>>;
 
-/// An order that waits for the consumer. The order counts as in flight until it is shipped. An order that is dropped before the shipping
+/// An order that waits for the consumer. The order counts as in flight until it is shipped. If an order is dropped before it is shipped, it
 /// counts as abandoned.
 struct Order {
     pieces: u32,
