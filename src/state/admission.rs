@@ -164,8 +164,7 @@ impl RegistryState {
         self.settings.limit().map(|limit| (&self.targets()[0], limit))
     }
 
-    /// Counts one more task as soon as the limit allows one more task. If this function returns an error, the caller must count the
-    /// rejection.
+    /// Counts a task as soon as the limit allows the task. If this function returns an error, the caller must count the rejection.
     ///
     /// After the shutdown has started, only a follow-up waits for a permit. A follow-up waits until a permit is free or the gate
     /// has drained.

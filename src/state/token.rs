@@ -220,8 +220,7 @@ impl Token {
             shard.freed.push(slot);
             permit
         });
-        // The permit is released before the work leaves its own gate. After the work has left its own gate, the ancestor could
-        // drain.
+        // The permit is released first, because the ancestor could drain after the work has left its own gate.
         let ancestor = if permit == PermitKind::OfAncestor { shard.state().release_permit_of_ancestor() } else { None };
         let left = if permit == PermitKind::Without { self.gate().leave_without_permit() } else { self.gate().leave() };
         [ancestor, left.map(|word| UnfinishedDeparture { shard, word })]
