@@ -131,7 +131,7 @@ impl RegistryState {
     /// 3. It makes `is_drained` return true.
     /// 4. In a child, it leaves the gate of the parent. Therefore a drained registry has only drained descendants.
     /// 5. It notifies the waiters for the drain if the bit `WAITED` is set.
-    /// 6. It releases the reference that all gates share. This reference kept the state out of the pool while a gate was in use.
+    /// 6. It releases the reference that all gates share. While a gate is in use, this reference keeps the state out of the pool.
     ///
     /// If this call makes a child leave the gate of its parent, the function returns this departure. The caller must then pass the
     /// departure to `finish_departure` of the parent.

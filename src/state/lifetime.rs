@@ -34,7 +34,7 @@ impl RegistryState {
 
     /// Prepares a state for its next registry.
     ///
-    /// If the state has served a previous registry, two parts of that registry may still use the state:
+    /// If the state has served a previous registry, signals and threads of that registry may still use the state:
     ///
     /// - Signals of the previous registry. These signals are triggered, because the phase has changed.
     /// - Threads on which a task of the previous registry is still leaving its gate. Such a thread may clear a bit of a gate and

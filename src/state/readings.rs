@@ -71,7 +71,7 @@ impl RegistryState {
     /// so the number of services is never too high.
     ///
     /// The accepted count of a gate can wrap around between the two snapshots. To detect a wrap, this function reads `Gate::wraps`
-    /// before and after the snapshots. The thread whose task wraps the accepted count increments `wraps` before the task leaves.
+    /// before and after the snapshots. If a task wraps the accepted count, its thread increments `wraps` before the task leaves.
     /// Until this increment, the second snapshot shows the task as in flight.
     pub(crate) fn is_idle(&'static self) -> bool {
         let gates = || self.shards().map(Shard::gate);

@@ -67,7 +67,7 @@ impl Token {
         }
     }
 
-    /// Counts a piece of work as soon as the limit permits it. If this function returns an error, the caller must count the
+    /// Counts a piece of work as soon as the limit allows the work. If this function returns an error, the caller must count the
     /// rejection.
     pub(crate) fn poll_enter(
         state: &'static RegistryState,
@@ -226,7 +226,7 @@ impl Token {
         [ancestor, left.map(|word| UnfinishedDeparture { shard, word })]
     }
 
-    /// If the task has completed, reports its completion. Drops the waker that an abort by the registry would call.
+    /// If the task has completed, reports its completion. Drops the waker that the work has stored for an abort by the registry.
     #[inline]
     pub(crate) fn prepare_departure(self, has_completed: bool) {
         if let Some(slot) = self.slot() {

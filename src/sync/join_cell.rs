@@ -78,7 +78,7 @@ impl<T> JoinCell<T> {
         }
     }
 
-    /// Drops the waker that an abort would call. Callers call this function after the task has ended.
+    /// Drops the waker that the task has stored for an abort. Callers call this function after the task has ended.
     #[inline]
     pub(crate) fn drop_waker(&self) {
         if self.has_waker.load(Ordering::Relaxed) != 0 {

@@ -392,7 +392,7 @@ impl Slot {
         }
     }
 
-    /// Drops the waker that an abort would call. Only the token of a task that has ended calls this function.
+    /// Drops the waker that the task has stored for an abort. Only the token of a task that has ended calls this function.
     pub(crate) fn drop_waker(&self) {
         if self.has_waker.load(Ordering::Relaxed) {
             self.has_waker.store(false, Ordering::Relaxed);

@@ -1,7 +1,7 @@
 //! Runs three subsystems in one process, each in its own child registry. At SIGTERM or Ctrl-C, the subsystems drain in this order:
 //!
 //! 1. `connections` receives orders over TCP. Each line contains one order.
-//! 2. `shipping` passes the orders to a carrier. If the consumer of the orders fails, the consumer starts again.
+//! 2. `shipping` passes the orders to a carrier. If the consumer of the orders fails, the registry restarts the consumer.
 //! 3. `archive` archives the receipts each second, and one last time after the last order.
 
 use background_tasks::{CompletionGuard, Registry, Restart, TokioSpawner};
