@@ -5,8 +5,8 @@
 pub(crate) const HAS_CLOCK: bool =
     cfg!(any(feature = "wasm-bindgen-futures", not(all(target_family = "wasm", target_os = "unknown"))));
 
-/// Returns the time of the kernel's last tick. This time is up to a few milliseconds old, but a read of this time is cheaper than
-/// a read of the precise clock.
+/// Returns the time of the kernel's last tick. This time is up to a few milliseconds old, but this clock is cheaper to read than
+/// the precise clock.
 #[cfg(all(feature = "coarse-clock", any(target_os = "linux", target_os = "android")))]
 pub(crate) fn now() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);

@@ -5,8 +5,8 @@ use core::cell::Cell;
 use loom::cell::UnsafeCell;
 use std::sync::OnceLock;
 
-/// An atomic integer that loom does not model. Loom need not explore the accesses to this integer, because no other memory access
-/// depends on their order.
+/// An atomic integer that loom does not model. Loom does not have to explore the accesses to this integer, because no other memory
+/// access depends on their order.
 pub(crate) use core::sync::atomic::AtomicUsize as UnmodelledAtomicUsize;
 pub(crate) use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 pub(crate) use std::sync::Arc;

@@ -73,8 +73,8 @@ pub(crate) fn shard_count() -> usize {
     })
 }
 
-/// Returns the number of parts of a sharded pool. The number is small, because a thread that finds its own part empty tries all
-/// other parts.
+/// Returns the number of parts of a sharded pool. The number is small, because a thread tries all other parts if its own part is
+/// empty.
 pub(crate) fn pool_count() -> usize {
     shard_count().min(16)
 }

@@ -51,8 +51,8 @@ impl RegistryState {
 
     /// Counts one more task. This function tries the shard of the calling thread first, and then the other shards.
     ///
-    /// It tries the other shards because a draining registry accepts tasks while any of its shards has tasks in flight. In a
-    /// registry with a limit, this function tries only the shard with index 0, because only that shard counts tasks.
+    /// The other shards matter because a draining registry accepts tasks while any of its shards has tasks in flight. In a registry
+    /// with a limit, this function tries only the shard with index 0, because only that shard counts tasks.
     ///
     /// If `without_permit` is true and the registry has a limit, the task must leave the gate through `Gate::leave_without_permit`.
     #[inline]
@@ -106,8 +106,9 @@ impl RegistryState {
         }
     }
 
-    /// Releases the ancestor's permit that a task in flight holds. The task and its permit keep the ancestor from draining, so this
-    /// function needs no reference to the ancestor's state. The caller must finish the returned departure.
+    /// Releases the ancestor's permit that a task in flight holds. While the task is in flight, the ancestor cannot drain.
+    /// Therefore this function needs no reference to the ancestor's state. The caller must call `finish` on the returned value, or
+    /// pass the value to its own caller.
     pub(super) fn release_permit_of_ancestor(&'static self) -> Option<UnfinishedDeparture> {
         self.limiting_ancestor(|ancestor| ancestor)?.release_lent_permit()
     }
@@ -156,14 +157,14 @@ impl RegistryState {
     /// Returns the limit, and the [`TokenTarget`] of the shard with index 0. Returns `None` if the registry has no limit.
     ///
     /// If a registry has a limit, the gate of that shard counts all tasks, because a single counter makes the limit exact
-    /// (invariant S10). The gate counts tasks without a permit too, so the registry accepts tasks while any task is in flight.
+    /// (invariant S10). The same gate also counts the tasks without a permit. Therefore, during the drain, the registry accepts
+    /// tasks while any task is in flight.
     #[inline]
     pub(super) fn limited(&'static self) -> Option<(&'static TokenTarget<Shard>, usize)> {
         self.settings.limit().map(|limit| (&self.targets()[0], limit))
     }
 
-    /// Counts one more task as soon as the limit permits the task. If this function returns an error, the caller must count the
-    /// rejection.
+    /// Counts a task as soon as the limit allows the task. If this function returns an error, the caller must count the rejection.
     ///
     /// After the shutdown has started, only a follow-up waits for a permit. A follow-up waits until a permit is free or the gate
     /// has drained.
@@ -200,7 +201,7 @@ impl RegistryState {
         self.targets()[0].owner.gate().snapshot().is_drained()
     }
 
-    /// Removes the waiter with the given ticket from the wait queue, because the future that waits was dropped.
+    /// Removes the waiter with the given ticket from the wait queue. Callers call this function when the waiting future is dropped.
     pub(crate) fn cancel_wait(&'static self, ticket: Ticket) {
         // For a drained child, `limiter` returns `None`. In this case, the drain has already removed the waiter.
         if let Some(limiter) = self.limiter() {

@@ -19,7 +19,7 @@ impl RegistryState {
     }
 
     fn start_shutdown_by(&'static self, start_phase: impl FnOnce() -> bool) {
-        // Usually the last handle is dropped after the drain. In this case, every gate is already closed.
+        // If the registry has drained, every gate is already closed. This is the usual case when the last handle is dropped.
         if self.is_drained() {
             return;
         }
@@ -48,7 +48,7 @@ impl RegistryState {
         }
     }
 
-    /// Makes the phase odd, because the shutdown starts. Returns whether this call changed the phase.
+    /// Makes the phase odd, which means that the shutdown has started. Returns whether this call changed the phase.
     ///
     /// Release pairs with the Acquire in `phase`: a thread that sees the phase change also sees every write that preceded the
     /// shutdown (invariant L1).
@@ -83,7 +83,7 @@ impl RegistryState {
     /// The caller has checked that this loss must start the shutdown. Either the task is critical, or the setting
     /// `SHUTDOWN_ON_FAILURE` or `SHUTDOWN_ON_PANIC` applies to the loss.
     pub(super) fn start_shutdown_after_loss(&'static self, task: TaskInfo) {
-        // The phase changes under the lock, so a thread that sees the change also sees the cause. Before the change, there is no cause.
+        // The phase changes under the lock. Therefore, if a thread sees the new phase and then takes the lock, it also sees the cause.
         self.start_shutdown_by(|| self.rare().start.with(|start| self.start_phase() && start.cause.replace(task).is_none()));
     }
 
@@ -121,19 +121,20 @@ impl RegistryState {
 
     /// Counts one of the events that must occur before the drain is complete.
     ///
-    /// Each shard causes one event when its gate has drained. A root is a registry without a parent. It causes one more event after it
-    /// has called the observers to report the start of the shutdown. A child has only one shard and does not report the start.
-    /// Therefore the only event of a child ends its drain, and this function keeps no count for a child. The call that counts the last
-    /// event ends the drain in these steps (invariants S3, S8 and L2):
+    /// Each shard causes one event when its gate has drained. A root, which is a registry without a parent, causes one more event after it
+    /// has reported the start of the shutdown to the observers. A child has only one shard and does not report the start. Therefore a child
+    /// causes only one event, and this function keeps no count for a child. The call that counts the last event ends the drain in these
+    /// steps (invariants S3, S8 and L2):
     ///
     /// 1. It reports the end of the drain to the observers.
     /// 2. In a child, it adds the counts of the child to the parent.
     /// 3. It makes `is_drained` return true.
     /// 4. In a child, it leaves the gate of the parent. Therefore a drained registry has only drained descendants.
     /// 5. It notifies the waiters for the drain if the bit `WAITED` is set.
-    /// 6. It releases the reference that all gates share. This reference kept the state out of the pool while a gate was in use.
+    /// 6. It releases the reference that all gates share. While a gate is in use, this reference keeps the state out of the pool.
     ///
-    /// If a child has left the gate of its parent, returns this departure, and the caller must finish it.
+    /// If this call makes a child leave the gate of its parent, the function returns this departure. The caller must then pass the
+    /// departure to `finish_departure` of the parent.
     ///
     /// The `fetch_add` in this function is `AcqRel`, so each call to this function synchronizes with the next call. Therefore the
     /// call that counts the last event sees everything that the tasks of all shards did. The `fetch_or` in this function is Release
@@ -188,9 +189,10 @@ impl RegistryState {
     /// Returns the final summary. If the registry has not drained, returns `None` and requests a notification at the end of the
     /// drain.
     ///
-    /// A caller that waits must register a listener before it relies on `None`. The word `drained` has one modification order. If the
-    /// request comes before the end of the drain in this order, `count_drain_event` notifies the listener. Otherwise this function sees
-    /// the end of the drain and does not return `None` (invariant L2). Acquire has the same purpose as in `is_drained`.
+    /// A caller must first register a listener. If a later call to this function then returns `None`, the caller may wait for the listener.
+    /// The word `drained` has one modification order. If the request comes first in this order, `count_drain_event` notifies the listener.
+    /// If the end of the drain comes first, this function sees it and returns the summary (invariant L2). Acquire has the same purpose as
+    /// in `is_drained`.
     pub(crate) fn poll_drained(&'static self) -> Option<Summary> {
         let drained = &self.shared().drained;
         let mut word = drained.load(Ordering::Acquire);

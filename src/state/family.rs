@@ -17,8 +17,8 @@ impl RegistryState {
     /// Makes a child registry. If the parent has drained, the child is already drained.
     ///
     /// If the parent is draining, the signal of the child is already triggered, but the child accepts tasks. The child stays open
-    /// until its last handle is dropped or it is shut down directly. If such a child did not stay open, a server that makes a child
-    /// for each request would reject the work of the last requests.
+    /// until its last handle is dropped or it is shut down directly. Therefore a server that makes a child for each request can
+    /// still start the work of its last requests.
     pub(super) fn make_child(&'static self, info: &SpawnInfo, limit: Option<usize>) -> &'static Self {
         let of_parent = if self.is_child() { self.shared().family.with(|family| family.root) } else { None };
         let root = Some(of_parent.unwrap_or_else(|| (self, self.phase() & !1)));
@@ -39,14 +39,14 @@ impl RegistryState {
             true => self.limiting_ancestor(|ancestor| ancestor),
             false => None,
         };
-        // The shutdown of the parent may find the child as soon as the list contains the child. `leave_parent` takes the same lock,
-        // so a child that drains early waits until its token is stored.
+        // The shutdown of the parent may find the child as soon as the list contains the child. If the child drains early,
+        // `leave_parent` waits for the same lock, until the token of the child is stored.
         let stays_open = child.shared().family.with(|family| {
             let target = token.target();
             let mut stays_open = false;
             let key = target.owner.children().insert(|| {
-                // A shutdown changes the phase, and then locks the list. Therefore either the shutdown finds the child, or the
-                // phase has changed here.
+                // A shutdown changes the phase, and then locks the list. Therefore either the shutdown finds the child, or this
+                // closure sees the new phase.
                 stays_open = self.is_shutting_down();
                 ListedChild { state: child, stays_open }
             });
@@ -67,9 +67,9 @@ impl RegistryState {
     /// Returns the root: the ancestor that has no parent. The observers and the shutdown policy of a root also apply to its
     /// descendants. Returns `None` if this registry is a drained child whose root has returned its state to the pool.
     ///
-    /// A child that has not drained keeps its root in use. Each child of an observed root keeps this root in use even after the
-    /// drain. A drained child of a root without observers does not keep the root in use, so the root's state may already serve
-    /// another registry. If it does, the phase of the state has changed.
+    /// A child that has not drained keeps its root in use. A child of an observed root keeps the root in use even after the child
+    /// has drained. If the root has no observers, a drained child does not keep the root in use. The root's state may then serve
+    /// another registry. In this case, the phase of the state has changed.
     pub(super) fn root(&'static self) -> Option<StateRef> {
         if !self.is_child() {
             return Some(StateRef::new(self));
@@ -124,8 +124,8 @@ impl RegistryState {
         })
     }
 
-    /// Counts a rejection. A drained child has already added its counts to its parent, so the child's ancestors would never count a
-    /// later rejection by the child. Therefore this function also counts such a rejection in the root.
+    /// Counts a rejection. When a child drains, it adds its counts to its parent. If the drained child rejects a task later, this
+    /// rejection does not reach the parent. Therefore this function also counts the rejection in the root.
     pub(super) fn count_rejection(&'static self) {
         if !self.is_child() {
             return self.shard().count(Lost::Rejected);
@@ -146,7 +146,7 @@ impl RegistryState {
         self.for_each_descendant(|_| true, visit);
     }
 
-    /// Calls `visit` with each descendant for which `includes` returns true, and holds no lock during these calls. If `includes`
+    /// Calls `visit` with each descendant for which `includes` returns true. No lock is held while `visit` runs. If `includes`
     /// returns false for a child, this function skips the child and its descendants.
     pub(super) fn for_each_descendant(&'static self, includes: fn(&ListedChild) -> bool, mut visit: impl FnMut(&'static Self)) {
         let mut found = Vec::new();

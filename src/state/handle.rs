@@ -48,7 +48,7 @@ impl Drop for RegistryHandle {
     /// handle. Therefore the thread that drops the last handle sees every write that preceded the drop of any other handle.
     ///
     /// Only the owner of a handle can clone the handle. If the count is 1, no other thread can change the count, so this thread
-    /// need not decrement it. The load is Acquire for the same reason as the `fetch_sub`.
+    /// does not have to decrement the count. The load is Acquire for the same reason as the `fetch_sub`.
     fn drop(&mut self) {
         let is_last = |handles: &AtomicUsize| handles.load(Ordering::Acquire) == 1 || handles.fetch_sub(1, Ordering::AcqRel) == 1;
         if self.0.origin != Origin::Static && is_last(&self.0.shared().handles) {

@@ -72,7 +72,7 @@ impl RegistryState {
     /// Aborts all tasks in flight, as [`abort`](Self::abort) does. Also aborts each task that starts later (invariant L3).
     ///
     /// `abort_own` locks each slot table after this function has set the flag. If a task takes its slot before `abort_own` locks
-    /// the table, `abort_own` finds the task. Otherwise the task sees the flag.
+    /// the table, `abort_own` finds the task. If a task takes its slot later, the task sees the flag.
     pub(crate) fn start_aborting(&'static self) {
         self.for_each_in_subtree(|state| {
             state.settings.start_aborting();

@@ -34,12 +34,12 @@ impl RegistryState {
 
     /// Prepares a state for its next registry.
     ///
-    /// If the state has served a previous registry, two parts of that registry may still use the state:
+    /// If the state has served a previous registry, signals and threads of that registry may still use the state:
     ///
-    /// - Signals of the previous registry. They are triggered, because the phase has changed.
+    /// - Signals of the previous registry. These signals are triggered, because the phase has changed.
     /// - Threads on which a task of the previous registry is still leaving its gate. Such a thread may clear a bit of a gate and
-    ///   then notify the waiters of the next registry. The thread may also drain a gate of the next registry before the thread that
-    ///   closes this gate drains it.
+    ///   then notify the waiters of the next registry. The thread may also drain a gate of the next registry, immediately after
+    ///   another thread has closed this gate.
     ///
     /// Relaxed is enough for all fields except `phase` and `references`. The mutex of the pool makes the writes of the previous
     /// registry visible to the next registry.
@@ -80,7 +80,7 @@ impl RegistryState {
         let Shared { life, references, .. } = self.shared();
         life.touch();
         // Only the owner of a reference adds references to a child. If the count is 1, no other thread can change the count, so
-        // this thread need not decrement it. The load is Acquire for the same reason as the `fetch_sub`.
+        // this thread does not have to decrement the count. The load is Acquire for the same reason as the `fetch_sub`.
         let is_only = self.is_child() && references.load(Ordering::Acquire) == 1;
         if !is_only && references.fetch_sub(1, Ordering::AcqRel) != 1 {
             return;
@@ -88,7 +88,7 @@ impl RegistryState {
         if self.is_child() {
             let root = if self.is_observed() { self.shared().family.with(|family| family.root) } else { None };
             CHILD_POOL.put_back(thread_number(), self);
-            // A root has no other root, so this function calls itself at most once.
+            // A root is not a child, so this function calls itself at most once.
             return root.into_iter().for_each(|(root, _)| root.release());
         }
         if self.is_observed() {
@@ -108,8 +108,8 @@ impl StateRef {
         Self(state)
     }
 
-    /// Returns a reference to a root, or `None` if the root's state is in the pool. The caller need not hold a handle or a
-    /// reference. Therefore the state may meanwhile serve a different registry than the caller expects.
+    /// Returns a reference to a root, or `None` if the root's state is in the pool. The caller does not have to hold a handle or a
+    /// reference. Therefore the state may already serve another registry, and the caller must check the phase.
     ///
     /// Acquire pairs with the Release in `reopen`.
     pub(super) fn of_used(root: &'static RegistryState) -> Option<Self> {

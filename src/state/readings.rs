@@ -14,14 +14,14 @@ impl RegistryState {
     }
 
     /// Returns the number of permits that tasks of descendants hold. The registry's gate counts these permits. The gates of the
-    /// descendants count the tasks that hold them.
+    /// descendants count the tasks that hold these permits.
     ///
     /// Relaxed is enough because the number is exact only while no task starts or ends.
     fn lent(&'static self) -> usize {
         self.used_rare().map_or(0, |rare| rare.lent.load(Ordering::Relaxed))
     }
 
-    /// Returns the number of tasks in flight in a snapshot of one of this registry's gates.
+    /// Returns the number of tasks in flight that a snapshot of one of this registry's gates shows.
     fn in_flight_of(&self, snapshot: Snapshot) -> usize {
         if self.settings.has(LIMITED) { snapshot.in_flight_with_limit() } else { snapshot.in_flight() }
     }
@@ -39,8 +39,8 @@ impl RegistryState {
             let (accepted, snapshot) = shard.gate().accepted();
             ended += accepted.saturating_sub(self.in_flight_of(snapshot) as u64);
             // Acquire pairs with the Release in `leave_parent`: a thread that sees the tasks of a drained child also sees their
-            // losses. Before the child leaves the parent's gate, the child itself counts as -1 here, so `completed` is never too
-            // high.
+            // losses. In this number, the child itself counts as -1 until it has left the parent's gate, so `completed` is never
+            // too high.
             folded = folded.wrapping_add(shard.folded.load(Ordering::Acquire));
             // Relaxed is enough. Each loss is counted before its task leaves the gate of the same shard, and the snapshot above
             // reads this gate with Acquire.
@@ -71,7 +71,7 @@ impl RegistryState {
     /// so the number of services is never too high.
     ///
     /// The accepted count of a gate can wrap around between the two snapshots. To detect a wrap, this function reads `Gate::wraps`
-    /// before and after the snapshots. The thread whose task wraps the accepted count increments `wraps` before the task leaves.
+    /// before and after the snapshots. If a task wraps the accepted count, its thread increments `wraps` before the task leaves.
     /// Until this increment, the second snapshot shows the task as in flight.
     pub(crate) fn is_idle(&'static self) -> bool {
         let gates = || self.shards().map(Shard::gate);

@@ -45,12 +45,12 @@ pub struct RegistryState {
 /// Says what owns the state of a registry.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// A `static` of the program. The state does not count its handles.
+    /// A `static` of the program owns the state. Such a state does not count its handles.
     Static,
-    /// The pool of states for registries without a parent. Each state has `shard_count` shards.
+    /// The pool for registries without a parent owns the state. Such a state has `shard_count` shards.
     Pooled,
-    /// The pool of states for child registries. To save memory, the state of a child has only one shard, and the parts of this
-    /// state are not padded to whole cache lines.
+    /// The pool for child registries owns the state. To save memory, such a state has only one shard, and its parts are not padded
+    /// to whole cache lines.
     Child,
 }
 
@@ -64,8 +64,7 @@ pub(super) struct Shared {
     /// - All handles together have one reference.
     /// - All gates together have one reference until the drain has been reported.
     /// - Each [`StateRef`](super::StateRef) has one reference.
-    /// - If an observed registry is a root, each of its descendants has one reference to it, until the state of the descendant
-    ///   returns to its pool.
+    /// - Each descendant of an observed root has one reference to the root, until the descendant's state is back in its pool.
     pub(super) references: AtomicUsize,
     /// Stores the progress of the drain: the bits [`WAITED`], [`SIGNALLED`] and [`DRAINED`], and the number of completed events in
     /// units of [`EVENT`]; see `count_drain_event`.
@@ -108,8 +107,8 @@ pub(super) struct Parent {
 /// An entry in a parent's list of the children that have not drained.
 pub(super) struct ListedChild {
     pub(super) state: &'static RegistryState,
-    /// Whether the child was made after the shutdown of its parent had started. Such a child stays open when a later call starts
-    /// the parent's shutdown again.
+    /// Whether the child was made after the shutdown of its parent had started. If a later call shuts the parent down again, such a
+    /// child stays open.
     pub(super) stays_open: bool,
 }
 
@@ -322,8 +321,8 @@ impl RegistryState {
     /// Returns the wait list of the calling thread's shard. In a child, this function also records that the list is in use.
     ///
     /// Acquire pairs with the Release in `count_drain_event`. If the child has drained before this call, the caller sees that the
-    /// shutdown has started, and registers no signal. Otherwise `close` finds the bit `SIGNALLED` and wakes the list (invariant
-    /// L1).
+    /// shutdown has started, and registers no signal. If the child drains later, `close` finds the bit `SIGNALLED` and wakes the
+    /// list (invariant L1).
     #[inline(never)]
     fn find_signals(&'static self) -> &'static WaitList {
         let lists = self.find_uncached().owner.lists;

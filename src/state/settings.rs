@@ -23,7 +23,7 @@ pub(crate) const SHUTDOWN_ON_FAILURE: usize = 16;
 /// With this flag, each inspected task is aborted when it starts. This flag is not a setting; see
 /// [`ActiveSettings::start_aborting`].
 pub(super) const ABORTING: usize = 32;
-/// The limit of an ancestor applies to the tasks of this child. A registry never has both `LIMITED` and this flag.
+/// With this flag, the limit of an ancestor applies to the tasks of this child. A registry never has both `LIMITED` and this flag.
 pub(super) const LIMITED_BY_ANCESTOR: usize = 64;
 /// With this flag, the observers are also notified when a task starts and when a task completes. A registry with this flag is always
 /// inspected.

@@ -67,7 +67,7 @@ impl Token {
         }
     }
 
-    /// Counts a piece of work as soon as the limit permits it. If this function returns an error, the caller must count the
+    /// Counts a piece of work as soon as the limit allows the work. If this function returns an error, the caller must count the
     /// rejection.
     pub(crate) fn poll_enter(
         state: &'static RegistryState,
@@ -90,8 +90,8 @@ impl Token {
     /// - The work has no permit in a registry with a limit.
     /// - The work has a permit of an ancestor.
     ///
-    /// For such a guard, the slot stores the panicking thread. In the last two cases, the slot stores how the work must leave the
-    /// gate.
+    /// If the work is such a guard, the slot stores the ID of the panicking thread. In the last two cases, the slot stores how the
+    /// work must leave the gate.
     #[inline]
     fn new(target: &'static TokenTarget<Shard>, info: &SpawnInfo) -> Self {
         let shard = target.owner;
@@ -153,8 +153,8 @@ impl Token {
 
     /// Returns the loss of work that was dropped before it finished.
     ///
-    /// A future counts as abandoned even if it was also aborted, because the drop ended the future before the abort could. A
-    /// blocking closure that was aborted counts as aborted, because an aborted closure never starts (invariant L3).
+    /// A future counts as abandoned even if it was also aborted, because the drop ended the future, and not the abort. A blocking
+    /// closure that was aborted counts as aborted, because an aborted closure never starts (invariant L3).
     #[cold]
     pub(crate) fn dropped(&self) -> UnreportedLoss {
         let is_closure = |_: &&Slot| self.info().kind == Some(TaskKind::Blocking);
@@ -220,13 +220,13 @@ impl Token {
             shard.freed.push(slot);
             permit
         });
-        // The permit is released before the work leaves its own gate, because until then the work keeps the ancestor from draining.
+        // The permit is released first, because the ancestor could drain after the work has left its own gate.
         let ancestor = if permit == PermitKind::OfAncestor { shard.state().release_permit_of_ancestor() } else { None };
         let left = if permit == PermitKind::Without { self.gate().leave_without_permit() } else { self.gate().leave() };
         [ancestor, left.map(|word| UnfinishedDeparture { shard, word })]
     }
 
-    /// If the task has completed, reports its completion. Drops the waker that an abort by the registry would call.
+    /// If the task has completed, reports its completion. Drops the waker that the work has stored for an abort by the registry.
     #[inline]
     pub(crate) fn prepare_departure(self, has_completed: bool) {
         if let Some(slot) = self.slot() {
@@ -275,8 +275,8 @@ impl Token {
         Some(InspectedTask { target: self.target, id })
     }
 
-    /// Counts and reports the end of one run of a service, and counts the next run in its place (invariants S5 and S8). The loss is
-    /// `None` if the run completed. The caller has already dropped the run.
+    /// Counts and reports the end of one run of a service, and then counts and reports the start of the next run (invariants S5 and
+    /// S8). The loss is `None` if the run completed. The caller has already dropped the future of the ended run.
     pub(crate) fn end_run(self, loss: Option<&UnreportedLoss>) {
         match loss {
             Some(loss) => self.count_and_report(loss),
@@ -343,8 +343,8 @@ impl UnfinishedDeparture {
     }
 }
 
-/// Performs the actions that are required after work has left its gate. This function may call user code, so the caller holds no
-/// lock.
+/// Performs the actions that are required after work has left its gate. This function may call user code, so the caller must hold
+/// no lock.
 #[inline]
 pub(crate) fn finish_departure(left: [Option<UnfinishedDeparture>; 2]) {
     left.into_iter().flatten().for_each(UnfinishedDeparture::finish);

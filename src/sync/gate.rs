@@ -35,8 +35,8 @@ use crate::platform::{AtomicUsize, Ordering, const_unless_loom, reset};
 use core::mem::replace;
 
 const CLOSED: usize = 1;
-/// This bit is set if a waiter has requested a notification at the moment when the registry becomes idle. The last task that leaves the
-/// gate clears this bit. While services are in flight, each task that leaves and each service that starts clears this bit.
+/// A waiter sets this bit to request a notification when the registry becomes idle. The last task that leaves the gate clears this bit.
+/// While services are in flight, each task that leaves and each service that starts clears this bit.
 const IDLE: usize = 2;
 /// This bit is set while the wait queue is not empty. If the bit is set, each task that releases a permit wakes the first waiter in the
 /// queue. A new task that takes a permit must not overtake any waiter.
@@ -67,7 +67,7 @@ const WITHOUT_PERMIT_ONE: usize = ONE << HALF_BITS;
 const PERMITS: usize = WITHOUT_PERMIT_ONE - ONE;
 /// This mask selects the high half of the in-flight count.
 const WITHOUT_PERMIT: usize = COUNT - PERMITS;
-/// This value is 1 in the high half of the word `services`. Each start and each end of a service adds this value.
+/// Each start and each end of a service adds this value to the word `services`. The addition increments the high half of the word.
 const SERVICE_CHANGE: usize = 1 << (usize::BITS / 2);
 /// The largest limit on tasks in flight that a gate supports.
 pub(crate) const MAX_PERMITS: usize = PERMITS / ONE;
@@ -199,7 +199,7 @@ impl Gate {
     }
 
     /// Finishes a call to `enter` whose addition found the word `before`. If the gate had drained, this function undoes the
-    /// addition. Otherwise the addition has flipped the top bit of the accepted count, and this function counts the flip.
+    /// addition. If not, the addition has flipped the top bit of the accepted count, and this function counts the flip.
     #[cold]
     #[inline(never)]
     fn finish_entry(&self, before: usize) -> Result<(), Refused> {
@@ -276,8 +276,8 @@ impl Gate {
     /// notify the waiters for idleness.
     ///
     /// The first Release pairs with the Acquire in `services`. The second operation, on `word`, can race with a waiter that calls
-    /// `request_idle`. If this operation comes before the request, its Release pairs with the Acquire of the waiter's next `snapshot`,
-    /// so the waiter sees the service. If this operation comes after the request, it finds `IDLE` set.
+    /// `request_idle`. If this operation comes before the request, its Release pairs with the Acquire of the waiter's next `snapshot`, so
+    /// the waiter sees the service. If this operation comes after the request, it finds `IDLE` set, and the caller notifies the waiter.
     pub(crate) fn begin_service(&self) -> bool {
         self.services.fetch_add(SERVICE_CHANGE + 1, Ordering::Release);
         self.word.fetch_and(!IDLE, Ordering::Release) & IDLE != 0
@@ -294,8 +294,8 @@ impl Gate {
 
     /// Returns the number of services in flight, and a word that changes each time that this number changes.
     ///
-    /// Acquire pairs with the Release in `begin_service`. Therefore the snapshots that the caller takes next
-    /// include the start of each counted service.
+    /// Acquire pairs with the Release in `begin_service`. Therefore the caller's next snapshots include the start of each counted
+    /// service.
     pub(crate) fn services(&self) -> (usize, usize) {
         let word = self.services.load(Ordering::Acquire);
         (word % SERVICE_CHANGE, word)
@@ -304,9 +304,9 @@ impl Gate {
     /// Subtracts one task from the in-flight count. Returns `Some` if a waiter may need a notification or the gate is closed. The
     /// caller must pass the returned word to `depart`.
     ///
-    /// Release pairs with the Acquire in `drain` and in `snapshot`. If a thread sees in one of these functions that a task has
-    /// left, the thread also sees everything that the task did. This includes the task's destructor and the counted outcome of the
-    /// task (invariants S2 and S3).
+    /// Release pairs with the Acquire in `drain` and in `snapshot`. If one of these functions shows a thread that a task has left,
+    /// the thread also sees everything that the task did. This includes the task's destructor and the counted outcome of the task
+    /// (invariants S2 and S3).
     #[inline]
     pub(crate) fn leave(&self) -> Option<PreviousWord> {
         self.leave_by(ONE)

@@ -56,8 +56,8 @@ impl<T> JoinCell<T> {
     /// Aborts the task at its next await point, or before its first poll.
     ///
     /// Relaxed is enough because this function sets the flag before it takes the lock. If [`store_waker`](Self::store_waker) takes
-    /// the lock later, the next call to `is_aborted` sees the flag. Otherwise this function finds the stored waker and calls it
-    /// (invariant L3).
+    /// the lock later, the next call to `is_aborted` sees the flag. If `store_waker` takes the lock first, this function finds the
+    /// stored waker and calls it (invariant L3).
     pub(crate) fn abort(&self) {
         self.is_aborted.store(true, Ordering::Relaxed);
         wake(self.shared.with(|shared| shared.task.take()));
@@ -78,7 +78,7 @@ impl<T> JoinCell<T> {
         }
     }
 
-    /// Drops the waker that an abort would call. Callers call this function after the task has ended.
+    /// Drops the waker that the task has stored for an abort. Callers call this function after the task has ended.
     #[inline]
     pub(crate) fn drop_waker(&self) {
         if self.has_waker.load(Ordering::Relaxed) != 0 {
@@ -144,8 +144,8 @@ impl<T> JoinCell<T> {
     }
 
     /// Performs the actions that the drop of the handle requires. If [`abort_on_drop`](Self::abort_on_drop) was called and the
-    /// output was not taken, first calls the closure `abort`. If the task has ended, drops the output. Otherwise the output is
-    /// dropped when the task ends.
+    /// output was not taken, first calls the closure `abort`. If the task has ended, drops the output. If the task is still in
+    /// flight, the output is dropped when the task ends.
     pub(crate) fn drop_handle(&self, abort: impl FnOnce()) {
         let on_drop = self.on_drop.load(Ordering::Relaxed);
         if on_drop == ABORT {

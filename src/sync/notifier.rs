@@ -81,8 +81,8 @@ impl Waiter {
         Self { notifier, listening: None, has_resolved: false }
     }
 
-    /// Calls the closure `condition`. If `condition` returns a value, this function returns that value. Otherwise this function
-    /// registers the waker in `cx`.
+    /// Calls the closure `condition`. If `condition` returns a value, this function returns that value. If `condition` returns
+    /// `None`, this function registers the waker in `cx`.
     ///
     /// After a new registration, this function calls `condition` again, because the event may have occurred before the
     /// registration. Therefore the waiter misses no notification (invariant L2).

@@ -1,5 +1,5 @@
 //! Stores leaked values and reuses them. A pool never frees a value, and creates a new value only if it has no free value.
-//! Therefore a pool never creates more values than the largest number that were in use simultaneously.
+//! Therefore the number of created values never exceeds the largest number of values that were in use simultaneously.
 
 use crate::platform::{CachePadded, Mutex, Once, const_unless_loom, pool_count};
 use alloc::{boxed::Box, vec::Vec};

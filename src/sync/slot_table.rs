@@ -156,7 +156,7 @@ impl<O> SlotTable<O> {
     /// aborted before its first poll.
     ///
     /// This function calls the closure under the lock of the table. If `or_abort` has already aborted the tasks, the closure
-    /// returns true. Otherwise `or_abort` later finds the task in the table (invariant L3).
+    /// returns true. If `or_abort` aborts the tasks later, it finds this task in the table (invariant L3).
     pub(crate) fn insert(
         &self,
         freed: &FreedSlots,
@@ -351,8 +351,8 @@ impl Slot {
     /// (invariant L3).
     ///
     /// Relaxed is enough because an abort writes this word before it locks the mutex of the waker. If
-    /// [`store_waker`](Self::store_waker) locks that mutex later, the next call to `is_aborted` sees the word. Otherwise the abort
-    /// finds the stored waker and calls it.
+    /// [`store_waker`](Self::store_waker) locks that mutex later, the next call to `is_aborted` sees the word. If `store_waker`
+    /// locks the mutex first, the abort finds the stored waker and calls it.
     #[inline]
     pub(crate) fn is_aborted(&self) -> bool {
         self.abort_state.load(Ordering::Relaxed) == ABORTED
@@ -375,7 +375,7 @@ impl Slot {
     /// Ensures that a later abort does not end the task. Returns whether an earlier abort ends the task.
     ///
     /// The task of a blocking closure calls this function before the closure starts. Either an abort or this call changes the word
-    /// first. Therefore a closure that an abort has reported as aborted never starts (invariant L3).
+    /// first. Therefore, if an abort has reported a closure as aborted, this closure never starts (invariant L3).
     pub(crate) fn disable_abort(&self) -> bool {
         let previous = self.abort_state.compare_exchange(ABORTABLE, NOT_ABORTABLE, Ordering::Relaxed, Ordering::Relaxed);
         previous == Err(ABORTED)
@@ -392,7 +392,7 @@ impl Slot {
         }
     }
 
-    /// Drops the waker that an abort would call. Only the token of a task that has ended calls this function.
+    /// Drops the waker that the task has stored for an abort. Only the token of a task that has ended calls this function.
     pub(crate) fn drop_waker(&self) {
         if self.has_waker.load(Ordering::Relaxed) {
             self.has_waker.store(false, Ordering::Relaxed);

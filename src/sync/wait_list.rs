@@ -34,8 +34,8 @@ impl WaitList {
         self.0.with(|slab| if is_live() { Ok(slab.insert(waker, margin)) } else { Err(waker) }).ok()
     }
 
-    /// Replaces the waker that is stored under `key` with `waker` if the two wakers wake different tasks. Returns `Ready` if the
-    /// shutdown has started.
+    /// Replaces the waker that is stored under `key` with a clone of `waker`. Keeps the stored waker if both wakers wake the same
+    /// task. Returns `Ready` if the shutdown has started.
     pub(crate) fn update(&self, key: Key, waker: &Waker, is_live: impl Fn() -> bool) -> Poll<()> {
         let is_same = self.0.with(|slab| is_live().then(|| slab.get_mut(key).is_some_and(|old| old.will_wake(waker))));
         match is_same {

@@ -2,8 +2,8 @@
 //! task to be in flight.
 //!
 //! Each poll of a waiter tries to enter the gate. The poll succeeds if the waiter is the first in the queue and a permit is free. A
-//! task that leaves the gate frees its permit and wakes the first waiter. That waiter takes the permit in its next poll. If another
-//! permit is free when a waiter has entered the gate or was dropped, the next waiter is woken.
+//! task that leaves the gate frees its permit and wakes the first waiter. That waiter takes the permit in its next poll. After a
+//! waiter has entered the gate or was dropped, the queue wakes the next waiter if another permit is free.
 //!
 //! A task can enter without waiting only if there are more free permits than queued waiters, so it overtakes no waiter (invariant
 //! S10). While the queue is not empty, the gate's `PERMIT` bit is set, and each task that releases a permit calls
@@ -88,8 +88,8 @@ impl WaitQueue {
             let replaced =
                 waiters.queue.insert(own, Waiter { owner, waker: waker.take(), is_follow_up }).and_then(|waiter| waiter.waker);
             let is_first = waiters.queue.first_key_value().is_some_and(|(first, _)| *first == own);
-            // `request_permit` sets the bit before `enter_in_turn` checks for a free permit. Therefore a task that leaves after
-            // `enter_in_turn` has failed wakes the first waiter (invariant L4).
+            // `request_permit` sets the bit before `enter_in_turn` checks for a free permit. Therefore, if `enter_in_turn` fails,
+            // the first waiter is woken when a permit is released later (invariant L4).
             gate.request_permit();
             let entered = if is_first { gate.enter_in_turn(limit, permit) } else { Err(Refused::Full) };
             if entered == Err(Refused::Full) {

@@ -51,10 +51,10 @@ fn main() -> ExitCode {
         .max_in_flight(options.max_in_flight.into())
         .build();
 
-    // Creates the host before the runtime starts threads, so that no signal is lost.
-    // No `fail_if`: this summary also counts sign-ups that were answered with 503 (rejected), clients that disconnected (abandoned) and
-    // tasks that an operator aborted on the dashboard. The log and the metrics report each loss when it happens.
-    // The host shows the progress bar together with log lines, because the subscriber writes its lines above the bar.
+    // Creates the host before the runtime starts threads, so that no signal is lost. Does not call `fail_if`, because this summary also
+    // counts sign-ups that were answered with 503 (rejected), clients that disconnected (abandoned) and tasks that an operator aborted on
+    // the dashboard. The log and the metrics report each loss when it happens. The host shows the progress bar together with log lines,
+    // because the subscriber writes its lines above the bar.
     let host = Host::new(&tasks).grace(options.grace).delay(options.delay).progress_bar(true);
     let program = run(options, tasks, prometheus, host.readiness());
     Runtime::new().expect("the system provides threads and a poller").block_on(host.run(program))

@@ -35,7 +35,7 @@ pub(crate) const MAX_ATTEMPTS: u32 = 20;
 /// The number of messages of one queue that a process handles at the same time.
 const CONCURRENCY: u16 = 4;
 
-/// The time within which the broker must confirm that it has stored a message.
+/// A call to `send` fails if the broker does not confirm within this time that it has stored the message.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Clone)]
@@ -265,7 +265,7 @@ fn client(account: &Url, queue: &str) -> Result<QueueClient, String> {
     QueueClient::new(url, None, None).map_err(failed("create a client"))
 }
 
-/// Connects to RabbitMQ, and opens a channel that confirms messages.
+/// Connects to RabbitMQ, and opens a channel in confirm mode: the broker confirms each message that it has stored.
 async fn open(uri: &str) -> Result<(Connection, Channel), lapin::Error> {
     let connection = Connection::connect(uri, ConnectionProperties::default()).await?;
     let channel = connection.create_channel().await?;

@@ -49,7 +49,7 @@ pub(crate) struct Signup {
     pub(crate) ended: bool,
     /// The number of attempts that have started.
     pub(crate) attempts: u32,
-    /// The status as a sentence for the user.
+    /// Describes the status to the user in one sentence.
     pub(crate) message: String,
 }
 

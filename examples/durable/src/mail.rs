@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use tokio::task::spawn_blocking;
 use tracing::warn;
 
-/// The age from which a temporary file counts as left by a killed worker. A worker writes a mail within seconds.
+/// A temporary file of this age or older is treated as a leftover of a killed worker. A worker needs only seconds to write a mail.
 const STALE: Duration = Duration::from_hours(1);
 
 pub(crate) enum Mailer {
@@ -95,8 +95,8 @@ fn compose(id: &str, to: &str) -> Result<Message, String> {
         .map_err(|error| error.to_string())
 }
 
-/// Writes a file atomically, unless it exists. Each attempt uses a new temporary file, because a worker that counts as dead may still be
-/// writing its file. If `path` is a link or a named pipe, the file replaces the link or the pipe.
+/// Writes a file atomically, unless it exists. Each attempt uses a new temporary file. If another worker counts as dead, it may still be
+/// writing its own file. If `path` is a link or a named pipe, the file replaces the link or the pipe.
 fn put(path: &Path, temporary: &Path, bytes: &[u8]) -> io::Result<()> {
     if is_file(path) {
         return Ok(());

@@ -12,7 +12,7 @@ use std::convert::Infallible;
 
 const HTML: &str = include_str!("page.html");
 
-/// An HTML element that makes a browser without scripts reload the page every two seconds. Pages with a final status do not contain this
+/// With this HTML element, a browser without scripts reloads the page every two seconds. Pages with a final status do not contain this
 /// element.
 const REFRESH: &str = r#"<noscript><meta http-equiv="refresh" content="2"></noscript>"#;
 

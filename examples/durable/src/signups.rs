@@ -12,7 +12,7 @@ use tokio::time::timeout;
 /// The name of the queue. Never change this name: while a new version is deployed, jobs wait in the database under the old name.
 pub(crate) const QUEUE: &str = "mail";
 
-/// The time that a request waits for the start of its transaction, or for its queries.
+/// A request waits at most this long for the start of its transaction, or for its queries.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The payload of the job: the mail to a new user.
@@ -40,7 +40,7 @@ pub(crate) struct Signup {
     pub(crate) ended: bool,
     /// The number of attempts that have finished.
     pub(crate) attempts: u32,
-    /// The status as a sentence for the user.
+    /// Describes the status to the user in one sentence.
     pub(crate) message: String,
 }
 
@@ -48,7 +48,8 @@ pub(crate) struct Signup {
 #[derive(Debug)]
 pub(crate) struct StoreError {
     text: String,
-    /// Whether it is certain that nothing was committed. If the connection is lost during a commit, the server may have committed.
+    /// Whether it is certain that nothing was committed. If the connection is lost during a commit, the server may have committed the
+    /// transaction.
     pub(crate) is_rolled_back: bool,
 }
 

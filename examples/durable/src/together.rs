@@ -66,7 +66,8 @@ async fn keep_a_worker(grace: Duration, mut stop: oneshot::Receiver<()>) -> Resu
                 return if status.success() { Ok(()) } else { Err(format!("the worker has not drained: {status}")) };
             }
         }
-        // Waits a second, so that a worker that dies immediately is not restarted too often.
+        // Waits a second before the next start. Without this wait, the loop would restart a worker too often if the worker dies
+        // immediately.
         tokio::select! {
             () = sleep(Duration::from_secs(1)) => {}
             _ = &mut stop => return Ok(()),

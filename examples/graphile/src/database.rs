@@ -9,7 +9,7 @@ use tokio::time::timeout;
 /// The time that the pool waits for a connection before it returns an error.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connects to the database at `url`. An error names the server that did not accept the connection, the cause, and a remedy.
+/// Connects to the database at `url`. If the connection fails, the error names the server, the cause, and a remedy.
 pub(crate) async fn connect(url: &str) -> Result<PgPool, String> {
     let expected = "set DATABASE_URL to postgres://user:password@host:port/database";
     let options: PgConnectOptions =

@@ -13,7 +13,7 @@ use tracing::info;
 /// The number of jobs that run at the same time.
 const CONCURRENCY: usize = 4;
 
-/// The time that the engine gets to return interrupted jobs to the queue.
+/// After the grace period, the engine has this time to return interrupted jobs to the queue.
 pub(crate) const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The values that the job handlers use.

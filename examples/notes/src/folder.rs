@@ -12,19 +12,19 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 /// The maximum size of a note, in bytes.
 pub(crate) const MAX_NOTE: usize = 1 << 20;
-/// The maximum number of files that the service opens at the same time. The server must reserve more file descriptors than this number.
-/// If the service cannot open the file of a note, the note is lost after its client was answered 202.
+/// The maximum number of files that the service opens at the same time. The server must leave more file descriptors than this number for
+/// the service. If the service cannot open the file of a note, the note is lost after its client was answered 202.
 const MAX_FILES: usize = 16;
 
 /// A folder that only one process of this service can use at a time.
 pub(crate) struct Folder {
     path: PathBuf,
-    /// The file that locks the folder until the process exits. On Unix, it is the folder itself.
+    /// The file that locks the folder until the process exits. On Unix, the folder itself is this file.
     lock: File,
     /// The number of the next temporary file.
     next: AtomicU64,
     permits: Permits,
-    /// The folder of the option `--stall`. A named pipe in this folder stalls the note of the same name.
+    /// The folder of the option `--stall`. If this folder contains a named pipe, reads and writes of the note with the same name block.
     stall: Option<PathBuf>,
 }
 

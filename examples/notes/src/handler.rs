@@ -21,7 +21,7 @@ use std::task::{Context, Poll};
 pub(crate) struct Notes<S> {
     pub(crate) registry: Registry<S>,
     pub(crate) store: Arc<Store>,
-    /// The dashboard, if the option `--dashboard` is set.
+    /// This field contains the dashboard if the option `--dashboard` is set.
     pub(crate) dashboard: Option<Dashboard>,
 }
 

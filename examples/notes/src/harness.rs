@@ -165,7 +165,7 @@ pub fn paths_and_methods(program: Program) {
     service.stop().0.assert_code(0).assert_line("drained in ");
 }
 
-/// The registry must also accept the task that starts during the drain, because its request was in flight at the signal.
+/// A request that is in flight at the signal starts a task during the drain. The registry must also accept this task.
 pub fn current_request_finishes_after_the_signal(program: Program) {
     let mut service = Service::start(program, &["--grace", "3600"]);
     let mut client = service.connect();
@@ -199,7 +199,7 @@ pub fn half_a_request_head_does_not_delay_exit(program: Program) {
     half.response().unwrap_err();
 }
 
-/// A half body may delay the exit for at most half of the grace period.
+/// A client that sends only half of a body may delay the exit for at most half of the grace period.
 pub fn half_a_request_body_does_not_use_up_the_grace_period(program: Program) {
     let service = Service::start(program, &["--grace", "6"]);
     let mut half = service.connect();

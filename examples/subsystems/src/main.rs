@@ -1,7 +1,7 @@
 //! Runs three subsystems in one process, each in its own child registry. At SIGTERM or Ctrl-C, the subsystems drain in this order:
 //!
 //! 1. `connections` receives orders over TCP. Each line contains one order.
-//! 2. `shipping` passes the orders to a carrier. If the consumer of the orders fails, the consumer starts again.
+//! 2. `shipping` passes the orders to a carrier. If the consumer of the orders fails, the registry restarts the consumer.
 //! 3. `archive` archives the receipts each second, and one last time after the last order.
 
 use background_tasks::{CompletionGuard, Registry, Restart, TokioSpawner};
@@ -19,7 +19,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 type Tasks = Registry<TokioSpawner>;
 type Receipts = Arc<Mutex<Vec<String>>>;
 
-/// An order that waits for the consumer. The order counts as in flight until it is shipped. An order that is dropped before the shipping
+/// An order that waits for the consumer. The order counts as in flight until it is shipped. If an order is dropped before it is shipped, it
 /// counts as abandoned.
 struct Order {
     pieces: u32,

@@ -1,4 +1,4 @@
-//! A Win32 service that sends invoices. When it is stopped, it starts no new invoices, and finishes those in flight.
+//! A Win32 service that sends invoices. When the service is stopped, it starts no new invoices, and finishes the invoices in flight.
 
 #[cfg(windows)]
 mod options;

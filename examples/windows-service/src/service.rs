@@ -17,7 +17,7 @@ use windows_service::service_manager::{ServiceManager, ServiceManagerAccess};
 use windows_service::{define_windows_service, service_dispatcher};
 
 const NAME: &str = "invoices";
-/// Longer than the host needs for its last reports, which follow the grace period.
+/// After the grace period, the host makes its last reports. The host needs less than this time for the reports.
 const REPORT_TIME: Duration = Duration::from_secs(4);
 
 pub(crate) fn main() -> ExitCode {
@@ -25,7 +25,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Install(options) => install(&options),
         Command::Uninstall => uninstall(),
         Command::Console(options) => return run(&options, |host| host, &[]),
-        // Returns when the service has stopped.
+        // This call returns when the service has stopped.
         Command::Service(_) => service_dispatcher::start(NAME, ffi_service_main).map_err(Into::into),
     };
     if let Err(error) = done {
@@ -52,7 +52,7 @@ fn install(options: &Options) -> Result<(), Box<dyn Error>> {
     };
     let service = manager.create_service(&service, ServiceAccess::CHANGE_CONFIG)?;
     service.set_description("Sends invoices, and finishes those in flight before it stops")?;
-    // When the system shuts down, Windows waits this long.
+    // When the system shuts down, Windows waits this long for the service.
     service.set_preshutdown_timeout(options.grace.saturating_add(REPORT_TIME))?;
     Ok(())
 }
@@ -60,7 +60,7 @@ fn install(options: &Options) -> Result<(), Box<dyn Error>> {
 fn uninstall() -> Result<(), Box<dyn Error>> {
     let manager = ServiceManager::local_computer(None::<&str>, ServiceManagerAccess::CONNECT)?;
     let service = manager.open_service(NAME, ServiceAccess::STOP | ServiceAccess::DELETE)?;
-    // Fails if the service does not run. A service that runs is deleted when it has stopped.
+    // This call fails if the service is not running. If the service is running, Windows deletes it after it has stopped.
     let _ = service.stop();
     service.delete()?;
     Ok(())
@@ -70,7 +70,7 @@ define_windows_service!(ffi_service_main, service_main);
 
 /// The main function of the service. The host has reported the exit code when this function returns.
 fn service_main(arguments: Vec<OsString>) {
-    // The program's arguments, which `main` has checked.
+    // These are the arguments of the program. `main` has already checked them.
     if let Command::Service(options) = Command::from_args() {
         run(&options, |host| host.windows_service(NAME), &arguments);
     }

@@ -47,8 +47,8 @@ pub fn handle(request: &Request, env: &Env, context: &Context) -> Result<Respons
     for recipient in ["customer", "accounting"] {
         tasks.named("receipt").run_local(send_receipt(env.mail(), format!("{order} to {recipient}")));
     }
-    // Without this call, the runtime cancels the tasks after it has sent the response. With `?forget`, a test shows that the receipts are
-    // then lost.
+    // Without this call, the runtime cancels the tasks after it has sent the response. A test uses `?forget` to show that the receipts are
+    // lost without this call.
     if url.search() != "?forget" {
         context.wait_until(&drain(&tasks, Duration::from_secs_f64(env.grace().parse().unwrap_or(25.0))));
     }

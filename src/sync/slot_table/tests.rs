@@ -3,7 +3,7 @@ use core::panic::Location;
 
 #[test]
 fn a_chunk_is_used_whole_before_the_table_grows() {
-    // The table never frees slots. Miri reports a leak unless a static refers to the slots.
+    // The table never frees slots. If no static refers to the slots, Miri reports a leak.
     static TABLE: SlotTable<()> = SlotTable::new();
     let (table, freed) = (&TABLE, FreedSlots::new());
     let info = SpawnInfo::new(None, Location::caller());

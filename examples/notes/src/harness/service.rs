@@ -94,7 +94,7 @@ impl Stall {
     }
 }
 
-/// Creates the pipe that stalls a note of a service with the option `--stall dir`.
+/// Creates a pipe in `dir`. If a service has the option `--stall dir`, its reads and writes of the note with the name of the pipe block.
 pub(crate) fn stall(dir: &Path, name: &str) {
     mkfifoat(CWD, dir.join(name), Mode::RWXU).unwrap();
 }

@@ -15,8 +15,8 @@ const GRACE: Duration = Duration::from_millis(500);
 /// In the first case, one straggler can be aborted. The other stragglers cannot be aborted, and the destructor of the runtime would wait
 /// for these stragglers.
 ///
-/// The service guarantees the limit, but the machine may add delays. Because of such delays, only one of three attempts must keep the
-/// limit.
+/// The service guarantees the limit, but the machine may add delays. Therefore the test makes at most three attempts, and passes as soon as
+/// one attempt keeps the limit.
 pub fn service_with_straggler_exits_within_a_second_of_the_deadline(program: Program) {
     exits_in_time(program, &["connection at ", "read at "], &|client| client.start_get("note").unwrap());
     exits_in_time(program, &["write at "], &|client| assert_eq!(client.put("note", b"in memory").unwrap().status, 202));
