@@ -70,8 +70,8 @@ const SERVING: [&str; 3] = ["program", "connection", "request"];
 /// A server that drains waits for its open responses, so an open stream of events would delay the drain. Therefore each stream ends on its
 /// own when shutdown has started and only tasks that [serve requests](Self::serving) are still in flight. If the registry is not inspected,
 /// the stream ends when shutdown starts. A stream checks every tenth of a second whether it must end. So a stream delays a drain by at most
-/// a tenth of a second, or by up to 0.3 seconds if there are many tasks. A client that does not read its response can delay the drain until
-/// the grace period expires, unless the server limits this time.
+/// a tenth of a second, or by up to 0.3 seconds if there are many tasks. If a client does not read its response and the server does not
+/// limit this time, the client can delay the drain until the grace period expires.
 ///
 /// # Examples
 ///

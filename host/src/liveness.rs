@@ -23,9 +23,9 @@ const MAX_INTERVAL: Duration = Duration::from_secs(1);
 /// Pass a reference to the handle to [`Host::liveness`](crate::Host::liveness), and move the handle into the task. All clones of a handle
 /// report progress of the same task.
 ///
-/// The timeout starts when the host's [`run`](crate::Host::run) starts, and starts again at each report. The host checks a handle until its
-/// last clone is dropped, usually because the task ends. While a [service](background_tasks::Registry::service) with this name waits to run
-/// again, the timeout cannot expire. When the service runs again, the timeout starts again.
+/// The timeout starts when the host's [`run`](crate::Host::run) starts. Each report restarts the timeout from zero. The host checks a
+/// handle until its last clone is dropped, usually because the task ends. While a [service](background_tasks::Registry::service) with this
+/// name waits to run again, the timeout cannot expire. When the service runs again, the timeout restarts from zero.
 ///
 /// From the request to stop until the end of the drain, the host reports only late services and late tasks of inspected registries. For
 /// other tasks, the host cannot distinguish a late task from a task that has ended. During this time, a critical handle has no further
@@ -151,14 +151,14 @@ impl WeakLiveness {
 /// Checks whether tasks have reported progress in time.
 pub(crate) struct LivenessChecks {
     tasks: Vec<WatchedTask>,
-    /// The output before the drain, which has its own output. `None` if there are no tasks to check.
+    /// The output for the lines before the drain. The drain has a separate output. `None` if there are no tasks to check.
     output: Option<OutputThread>,
 }
 
 /// The data that the host stores for a handle. The handle itself belongs to the task.
 pub(crate) struct WatchedTask {
     progress: Weak<Progress>,
-    /// The time without a report is counted from this moment at the earliest. An example is the last start of a service.
+    /// The timeout does not start before this time, for example the time of the last start of a service.
     not_before: Instant,
     restarts: u64,
     is_late: bool,

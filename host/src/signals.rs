@@ -26,7 +26,7 @@ static REQUESTED: Condvar = Condvar::new();
 #[expect(clippy::struct_excessive_bools, reason = "the flags are independent")]
 struct Handlers {
     installed: Option<os::Installed>,
-    /// A registry without tasks, which the first request to stop shuts down.
+    /// A registry without tasks. The first request to stop shuts this registry down.
     stop_request: Option<Registry<()>>,
     requested_at: Option<Instant>,
     /// The time of the first signal. This is later than `requested_at` if `request_stop` was called first.
@@ -39,7 +39,7 @@ struct Handlers {
     /// Whether code outside of a host has called `shutdown_signal`.
     is_signal_used: bool,
     handles_sighup: bool,
-    /// Whether a drain has started, during which SIGHUP must not end the process.
+    /// Whether SIGHUP must not end the process, because a drain has started.
     survives_sighup: bool,
     handles_ignored: bool,
 }
@@ -62,8 +62,8 @@ pub(crate) struct HookKey(usize);
 ///
 /// As soon as this function has been called, these signals no longer end the process. Instead, the caller or a [`Host`](crate::Host) must
 /// end the process. Without a host, a second signal has no effect. With a host, a further signal after the [repeat
-/// window](crate::Host::repeat_window) ends the process immediately. Process 1 of a container ignores signals without a handler. So a
-/// program that runs as process 1 reacts to SIGTERM only if it calls this function or runs a host.
+/// window](crate::Host::repeat_window) ends the process immediately. In a container, process 1 ignores each signal for which it has no
+/// handler. So if a program runs as process 1, it reacts to SIGTERM only if it calls this function or runs a host.
 ///
 /// Call this function before a runtime starts threads, so that no signal is lost. If other threads already exist, a signal that arrives in
 /// the few microseconds of the first call can be lost.
@@ -265,8 +265,8 @@ impl Drop for SecondSignalHook {
 /// runs the default action.
 ///
 /// A second SIGHUP does not end the process, because a closed terminal can send SIGHUP twice. A signal within the repeat window counts as
-/// the same request, so it does not end the process. The reason is that a terminal signals the whole process group, so a launcher that
-/// forwards the signal to its child makes the child receive one request two times.
+/// the same request, so it does not end the process. The reason is that a terminal signals the whole process group. If a launcher also
+/// forwards the signal to its child, the child receives one request two times.
 fn on_signal(signal: os::Signal) {
     let mut handlers = lock(&HANDLERS);
     let is_sighup = os::is_sighup(signal);
@@ -493,8 +493,7 @@ mod os {
 
     pub(super) fn install(installed: &mut Option<Installed>, _sighup: bool, _even_ignored: bool) -> io::Result<()> {
         if installed.is_none() {
-            // The thread is started first, because a signal that arrives immediately after the installation of the handlers needs a
-            // receiver.
+            // The thread is started first, so that it can receive a signal that arrives immediately after the handlers are installed.
             let (sender, receiver) = channel();
             thread::Builder::new().name("signals".into()).spawn(move || receiver.into_iter().for_each(wait))?;
             let _ = sender.send(Signals(ctrl_c()?, ctrl_break()?, ctrl_close()?, ctrl_shutdown()?));
@@ -506,7 +505,7 @@ mod os {
     fn wait(Signals(mut c, mut r#break, mut close, mut shutdown): Signals) {
         loop {
             block_on(poll_fn(|cx| {
-                // The operator is not `||`, because each of the signals must be polled to store the waker.
+                // Each of the signals must be polled to store the waker. The operator `||` would skip signals, so this code uses `|`.
                 let is_ready = c.poll_recv(cx).is_ready() | r#break.poll_recv(cx).is_ready();
                 let is_ready = is_ready | close.poll_recv(cx).is_ready() | shutdown.poll_recv(cx).is_ready();
                 if is_ready { Poll::Ready(()) } else { Poll::Pending }
