@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 const HTML: &str = include_str!("dashboard/dashboard.html");
 
-/// Lets the browser run only the page's own script and style. If the page has changed, a test prints the new hashes.
+/// This policy makes the browser run only the page's own script and style. If the page has changed, a test prints the new hashes.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
     script-src 'sha256-mcpzWj61GLhBBAYG6XWXLm9FyFrin2J1aRbZTyIqFBI='; \
     style-src 'sha256-J0t5ZzmGqJekd2wsuqa73b0P1t19fOd6SIzJtWBwSiE='; \
@@ -33,7 +33,7 @@ const SERVING: [&str; 3] = ["program", "connection", "request"];
 /// The page also lists [services](Registry::service) with their restarts and their last loss, and [child registries](Registry::child) as
 /// groups. With [`phases`](Self::phases), the page also shows the phases of a host, the rest of the grace period, and tasks that report no
 /// progress. If the registry is not [inspected](background_tasks::RegistryBuilder::inspect), the page shows only counts and services, and
-/// the reason for this.
+/// says why.
 ///
 /// The page works with the keyboard and with screen readers, and follows the color scheme of the browser. Before the page aborts a task, it
 /// asks for confirmation.

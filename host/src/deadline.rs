@@ -46,7 +46,7 @@ pub(crate) struct Limits {
     pub(crate) main_timeout: Option<Duration>,
 }
 
-/// The deadline of a drain, which is the end of the grace period.
+/// The deadline of a drain. At the deadline, the grace period ends.
 #[derive(Clone, Copy)]
 pub(crate) struct Deadline {
     limits: Limits,
@@ -86,7 +86,7 @@ impl Deadline {
 
     /// Makes the process exit soon after the deadline, even if the drain, the executor or `main` is blocked.
     ///
-    /// If the registries drain in time, limits how long `main` may take to return, unless a newer host exists.
+    /// If the registries drain in time, limits how long `main` may take to return. If a newer host exists, this limit does not apply.
     pub(crate) fn enforce(&self, state: Arc<HostState>, hook: HookKey, output: &OutputThread) -> Enforcement {
         let (drained, drained_in_time) = channel();
         let (last_moment, limits, started) = (with_margin(self.at), self.limits, self.started);

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 /// The settings of a host that concern its drain.
 pub(crate) struct Settings {
     pub(crate) limits: Limits,
-    /// The time for which the program continues after a request to stop; see [`Host::delay`](crate::Host::delay).
+    /// After a request to stop, the program continues for this time; see [`Host::delay`](crate::Host::delay).
     pub(crate) delay: Duration,
     /// The tasks that must report progress; see [`Host::liveness`](crate::Host::liveness).
     pub(crate) liveness: Vec<WatchedTask>,
@@ -300,7 +300,8 @@ enum Waited {
     Dropped,
 }
 
-/// Describes the oldest tasks in flight. If no registry is inspected, this names only the program and counts the other tasks.
+/// Describes the oldest tasks in flight. If no registry is inspected, the description contains only the program and the number of other
+/// tasks.
 fn oldest(phases: &Phases, state: &HostState, in_flight: usize) -> String {
     let tasks = phases.oldest();
     match state.program_in_flight() {

@@ -118,8 +118,7 @@ use std::time::Duration;
 /// fields of [`TracingObserver`](https://docs.rs/background-tasks/latest/background_tasks/struct.TracingObserver.html),
 /// `task.is_abortable`, and `task.abort_requested` if the host has aborted the task but the task is still in flight. If a host emits
 /// events, it shows the progress bar only if `progress_bar` enables the bar. If every registry has a `TracingObserver`, or another observer
-/// that [logs the shutdown](background_tasks::Observer::logs_shutdown), the host does not report the start and the end of the drain a
-/// second time.
+/// that [logs the shutdown](background_tasks::Observer::logs_shutdown), the host itself does not report the start and the end of the drain.
 ///
 /// The reports name only tasks of [inspected](background_tasks::RegistryBuilder::inspect) registries. The host does not report each lost
 /// task. An [`Observer`](background_tasks::Observer) of the registry reports lost tasks, for example
@@ -197,10 +196,10 @@ impl Host {
     /// workers, then the tasks of the connection pool.
     ///
     /// The registries of a host can be [children](Registry::child) of one parent registry. Do not add the parent too: its summary includes
-    /// the tasks of its drained children, so the host would count these tasks twice.
+    /// the tasks of its drained children, so the host would count these tasks two times.
     ///
-    /// The earlier registries can use up the whole grace period. If they do, the host shuts this registry down when the grace period
-    /// expires, and immediately aborts its tasks. To prevent this, reserve time with [`then_with_reserve`](Self::then_with_reserve).
+    /// If the earlier registries use up the whole grace period, the host shuts this registry down only when the grace period expires, and
+    /// immediately aborts its tasks. To prevent this, reserve time with [`then_with_reserve`](Self::then_with_reserve).
     pub fn then<S>(self, registry: &Registry<S>) -> Self {
         self.then_with_reserve(registry, Duration::ZERO)
     }
@@ -292,7 +291,7 @@ impl Host {
     /// `main` needs this time for its clean-up and for the destructors of its variables. For example, the destructor of a tokio runtime
     /// waits for blocking work that no registry counts, such as a read of stdin or the blocking closures of libraries. If `main` has not
     /// returned when this time or the grace period has expired, the host reports an error and ends the process. The exit code is 1, unless
-    /// an earlier failure has set another exit code. If you call this method, the limit also applies to a program that ends on its own.
+    /// an earlier failure has set another exit code. If you call this method, the limit applies even if the program ends on its own.
     ///
     /// If the timeout is zero, the host does not wait for `main`. If the drain ends in time, [`run`](Self::run) does not return. Instead,
     /// the process exits when the last task has ended, with the exit code that `run` would have returned. If the drain misses the deadline,
@@ -353,7 +352,7 @@ impl Host {
     /// the host has reported that the service is stopped, Windows can end the process. Therefore do the clean-up in the program, not after
     /// `run`.
     ///
-    /// If Windows has not started the process as a service, `run` reports that the host failed to start.
+    /// If Windows has not started the process as a service, `run` logs an error and returns exit code 2.
     ///
     /// # Examples
     ///
@@ -430,8 +429,8 @@ impl Host {
     /// Forgets an earlier request to stop the process, so that this host runs until the next request.
     ///
     /// Use this method in a process that runs several hosts one after the other, such as a test or a supervisor. After this call, earlier
-    /// hosts that drained in time no longer limit how long `main` may take. A future of [`shutdown_signal`](crate::shutdown_signal) that
-    /// has already resolved stays resolved.
+    /// hosts that drained in time no longer limit how long `main` may take. If a future of [`shutdown_signal`](crate::shutdown_signal) has
+    /// already resolved, this call does not reset it.
     pub fn forget_stop_request(mut self) -> Self {
         signals::forget_stop_request();
         self.stop_requested = self.stop_requested.and_then(|_| signals::install());

@@ -37,7 +37,7 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// When the server stops accepting connections, the reactor has this time to report bytes that a client has already sent. One turn of the
 /// reactor is enough.
 const LAST_READ: Duration = Duration::from_millis(10);
-/// Longer timeouts are shortened to this time, because they could overflow an `Instant`.
+/// If a timeout is longer than this time, the server uses this time, because a longer timeout could overflow an `Instant`.
 const FOREVER: Duration = Duration::from_secs(60 * 60 * 24 * 365 * 30);
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -56,15 +56,16 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// | uses an unknown host name | [`host_name`](Self::host_name), unless you call [`any_host_name`](Self::any_host_name) |
 ///
 /// A connection buffers at most 32 KiB of input, and 32 KiB of output in addition to the last frame of a response body. So a service needs
-/// less memory if it sends a large response in small frames. If each client sends a head of 31 KiB without its end, one thousand
-/// connections need about 45 MB. The service must limit all other memory. For example, each connection can send a large request body, so a
-/// service that collects request bodies must limit their size (in axum: `DefaultBodyLimit`).
+/// less memory if it sends a large response in small frames. For example, if each of one thousand clients sends an incomplete request head
+/// of 31 KiB, the connections need about 45 MB together. The server does not limit other memory, so the service must limit it. For example,
+/// each connection can send a large request body, so a service that collects request bodies must limit their size (in axum:
+/// `DefaultBodyLimit`).
 ///
 /// # Compared with `axum::serve`
 ///
 /// A graceful shutdown waits until all connections have closed. `axum::serve` has no time limits, so a client that sends only half a
-/// request head delays the shutdown until the grace period expires. The host then reports that the program is
-/// still in flight, and names this cause. `axum::serve` also accepts connections until the process has no file descriptors left for other work.
+/// request head delays the shutdown until the grace period expires. The host then reports that the program is still in flight, and names
+/// this cause. Also, `axum::serve` does not limit the number of connections, so they can use up all file descriptors of the process.
 ///
 /// # Shutdown
 ///

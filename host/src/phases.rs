@@ -11,7 +11,7 @@ const MAX_GROUPS: usize = 3;
 #[derive(Clone)]
 pub(crate) struct Phases {
     registries: Vec<Registry<()>>,
-    /// The part of the grace period that is reserved for the registry with the same index.
+    /// Each element is the part of the grace period that is reserved for the registry with the same index.
     reserves: Vec<Duration>,
 }
 

@@ -29,9 +29,9 @@ struct Handlers {
     /// A registry without tasks. The first request to stop shuts this registry down.
     stop_request: Option<Registry<()>>,
     requested_at: Option<Instant>,
-    /// The time of the first signal. This is later than `requested_at` if `request_stop` was called first.
+    /// The time of the first signal. If `request_stop` was called before the first signal, this time is later than `requested_at`.
     first_signal_at: Option<Instant>,
-    /// The hooks of the hosts. The last hook is the newest hook.
+    /// The hooks of all hosts, from the oldest hook to the newest hook.
     hooks: Vec<Hook>,
     /// The hook of the last host whose `run` has returned.
     kept: Option<HookKey>,
@@ -39,7 +39,7 @@ struct Handlers {
     /// Whether code outside of a host has called `shutdown_signal`.
     is_signal_used: bool,
     handles_sighup: bool,
-    /// Whether SIGHUP must not end the process, because a drain has started.
+    /// True after a drain has started. SIGHUP then does not end the process.
     survives_sighup: bool,
     handles_ignored: bool,
 }
@@ -150,14 +150,14 @@ pub(crate) fn handle_sighup() -> io::Result<ShutdownSignal> {
     handlers.install()
 }
 
-/// Makes the process survive SIGHUP, until the request to stop is forgotten.
+/// Prevents SIGHUP from ending the process, until the request to stop is forgotten.
 pub(crate) fn survive_sighup() -> io::Result<()> {
     let mut handlers = lock(&HANDLERS);
     handlers.survives_sighup = true;
     handlers.install().map(drop)
 }
 
-/// Makes signals requests to stop, even if the process ignored them when the program started.
+/// Makes the host handle its signals, even if the process ignored them when the program started.
 pub(crate) fn handle_ignored() -> io::Result<ShutdownSignal> {
     let mut handlers = lock(&HANDLERS);
     handlers.handles_ignored = true;
@@ -168,7 +168,7 @@ pub(crate) fn handle_ignored() -> io::Result<ShutdownSignal> {
 pub(crate) fn forget_stop_request() {
     let mut handlers = lock(&HANDLERS);
     (handlers.survives_sighup, handlers.first_signal_at) = (false, None);
-    // If there was no request, the registry stays, because other users still wait for its signal.
+    // If there was no request, the registry is kept, because other users still wait for its signal.
     let previous = handlers.requested_at.take().and_then(|_| handlers.stop_request.take());
     drop(handlers);
     drop(previous);
@@ -336,11 +336,11 @@ mod os {
 
     /// The signal handlers of this process. Each handler sets its flag in `SIGNALS`, and then writes to the pipe that wakes the thread.
     pub(super) struct Installed {
-        /// The process in which the thread waits for signals. A forked child process inherits the handlers, but not the thread.
+        /// The ID of the process in which the thread waits for signals. A forked child process inherits the handlers, but not the thread.
         process_id: u32,
         wake: UnixStream,
         writes_to_pipe: Vec<(Signal, SigId)>,
-        /// The signals that were ignored when the program started. The bit n - 1 belongs to the signal n.
+        /// The signals that were ignored when the program started. The bit with the index n - 1 is set if the signal n was ignored.
         ignored: u64,
     }
 
@@ -436,7 +436,7 @@ mod os {
         Ok(wake)
     }
 
-    /// Handles the signals that have arrived.
+    /// Calls `on_signal` for each signal that has arrived.
     ///
     /// Also unblocks the signals in this thread, because the parent process may have blocked them. The system delivers a signal only to a
     /// thread that does not block the signal.

@@ -27,7 +27,7 @@ pin_project! {
     ///
     /// # Examples
     ///
-    /// Server-sent events that end at the signal:
+    /// This function makes server-sent events end at the signal:
     ///
     /// ```
     /// use axum::response::sse::{Event, Sse};
@@ -83,7 +83,7 @@ impl<T> UntilShutdown<T> {
         &mut self.inner
     }
 
-    /// Returns the inner value, which no longer ends at the signal and is no longer in flight.
+    /// Returns the inner value. After this call, the value does not end at the signal, and the registry does not count it as in flight.
     pub fn into_inner(self) -> T {
         self.inner
     }

@@ -51,7 +51,7 @@ pub(super) struct Source {
     shared: Mutex<Option<SharedEvent>>,
 }
 
-/// A clone gets other settings, so the clone does not share events with the cloned value.
+/// A clone can have other settings than the cloned value, so they do not share events.
 impl Clone for Source {
     fn clone(&self) -> Self {
         let Self { registry, serving, host, .. } = self;
@@ -164,8 +164,8 @@ struct Lists {
     /// The child registries. If there are too many child registries, the list contains only the registries with the most tasks.
     groups: Vec<InPhase<Group>>,
     more_groups: usize,
-    /// The services in the order in which they were started. If there are too many services, the list first contains services that do not
-    /// run, and then services with a loss.
+    /// The services, from the first started service to the last. If there are too many services, the list first contains services that do
+    /// not run, and then services with a loss.
     services: Vec<InPhase<ServiceInfo>>,
     more_services: usize,
     /// The number of tasks and child registries that were read for the lists.
@@ -186,7 +186,7 @@ struct InPhase<T> {
 #[derive(Serialize)]
 struct Group {
     task: TaskInfo,
-    /// The number of tasks and child registries in flight directly in this group. Tasks inside these child registries are not included.
+    /// The number of tasks and child registries that are in flight in this group. Tasks inside these child registries are not included.
     in_flight: usize,
 }
 
