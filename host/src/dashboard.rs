@@ -42,8 +42,8 @@ const SERVING: [&str; 3] = ["program", "connection", "request"];
 /// `…/abort?id=12-7` aborts a task. Every other path is the page itself. Mount the dashboard at any path that does not end with `events` or
 /// `abort`. The server can strip the prefix of the path or keep it. The page loads nothing from other servers.
 ///
-/// The dashboard and each open stream of events hold a handle of the registry. Over HTTP/1.1, a browser opens at most six connections to
-/// one host name, and each open page uses one of them.
+/// The dashboard and each open stream of events hold a handle of the registry. Over HTTP/1.1, each open page uses one connection, and a
+/// browser opens at most six connections to one host name.
 ///
 /// The events contain JSON for the page of the same release. Other programs must not read this JSON, because it can change in every
 /// release. Other programs can use [`Registry::tasks`], [`Registry::services`] and [`Registry::summary`], whose results serialize to

@@ -22,7 +22,7 @@ use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The settings of a host that concern its drain.
+/// The settings of a host for its drain.
 pub(crate) struct Settings {
     pub(crate) limits: Limits,
     /// After a request to stop, the program continues for this time; see [`Host::delay`](crate::Host::delay).

@@ -276,7 +276,8 @@ impl Host {
         self.status.clone()
     }
 
-    /// Makes the host watch a task or service, and react if the task or service reports no progress for too long; see [`Liveness`].
+    /// Makes the host watch a task or service. If the task or service reports no progress for too long, the host logs a warning or starts
+    /// the shutdown; see [`Liveness`].
     ///
     /// Call this method one time for each task. The host does not keep the handle alive.
     pub fn liveness(mut self, liveness: &Liveness) -> Self {
@@ -336,8 +337,8 @@ impl Host {
         self
     }
 
-    /// Makes the process the Win32 service with this name. Call this method in the main function of the service. On other systems, this
-    /// method does nothing.
+    /// Registers the process as the Win32 service with this name. Call this method in the main function of the service. On other systems,
+    /// this method does nothing.
     ///
     /// | state of the service | when |
     /// | --- | --- |
@@ -385,9 +386,9 @@ impl Host {
     ///
     /// Services that depend on this service start only after the program is ready. The commands `net start` and `Start-Service` also wait
     /// until the program is ready, or report that the start has failed. Until the program is ready, Windows does not ask the service to
-    /// stop. The host announces a start of at most 30 seconds to Windows. If the program needs more time, Windows can report that the
-    /// service does not respond. If the program ends or shutdown starts before the program is ready, the service becomes "stop pending" and
-    /// then "stopped".
+    /// stop. The host announces to Windows that the start takes at most 30 seconds. If the program needs more time, Windows can report that
+    /// the service does not respond. If the program ends or shutdown starts before the program is ready, the service becomes "stop pending"
+    /// and then "stopped".
     ///
     /// This method has no effect on other systems, and in a process that is not a service.
     #[cfg(feature = "windows-service")]
@@ -406,8 +407,8 @@ impl Host {
         self
     }
 
-    /// Makes SIGHUP a request to stop, like SIGTERM. The system sends SIGHUP to a process when its terminal is closed. Without this call,
-    /// SIGHUP ends the process immediately, unless the delay or the drain has already started.
+    /// Makes the host treat SIGHUP as a request to stop, as it treats SIGTERM. The system sends SIGHUP to a process when its terminal is
+    /// closed. Without this call, SIGHUP ends the process immediately, unless the delay or the drain has already started.
     ///
     /// A program that `nohup` has started ignores SIGHUP. To handle SIGHUP in this case on Linux, also call
     /// [`handle_ignored`](Self::handle_ignored). Windows has no SIGHUP, so this method has no effect on Windows.

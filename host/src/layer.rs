@@ -295,7 +295,7 @@ pin_project! {
 }
 
 impl<T> Guarded<T> {
-    /// Drops the inner value. Then counts the request as completed, unless the request's guard was taken.
+    /// Drops the inner value. Then counts the request as completed if the request's guard still exists.
     fn complete(self: Pin<&mut Self>) {
         let mut this = self.project();
         this.inner.set(None);

@@ -14,8 +14,8 @@ const MAX_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A handle through which a task or service reports its progress to the [`Host`](crate::Host).
 ///
-/// A task can wait forever, for example for a connection that no longer answers. Such a task does not end, so it does not count as lost,
-/// and observers do not report it. If a task with a handle reports no progress for longer than its timeout, the host logs a warning. If the
+/// A task can wait forever, for example if a server no longer answers. Such a task does not end, so it does not count as lost, and
+/// observers do not report it. If a task with a handle reports no progress for longer than its timeout, the host logs a warning. If the
 /// name belongs to a service, or to a task of an [inspected](background_tasks::RegistryBuilder::inspect) registry, the warning also
 /// contains the call site. When the task reports progress again, the host logs a second line. If a task with a [critical](Self::critical)
 /// handle exceeds its timeout, the host starts the shutdown, and the process exits with code 2 after the drain.

@@ -143,7 +143,7 @@ pub(crate) fn install() -> io::Result<ShutdownSignal> {
     lock(&HANDLERS).install()
 }
 
-/// Makes SIGHUP a request to stop, like SIGTERM.
+/// Makes the host treat SIGHUP as a request to stop, as it treats SIGTERM.
 pub(crate) fn handle_sighup() -> io::Result<ShutdownSignal> {
     let mut handlers = lock(&HANDLERS);
     handlers.handles_sighup = true;
@@ -407,7 +407,7 @@ mod os {
         ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
     }
 
-    /// Blocks the signals in this thread while it registers their handlers.
+    /// Calls `register`, which registers handlers of these signals. During the call, the signals are blocked in this thread.
     ///
     /// signal-hook first installs its handler and then stores the action. signal-hook loses a signal that arrives between these two steps.
     /// If this is the only thread of the process, the system delays a blocked signal until the action is stored.

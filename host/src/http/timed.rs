@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 pub(super) type SharedTimer = Arc<dyn Timer + Send + Sync>;
 
-/// A time limit that becomes shorter when the server stops.
+/// A time limit that the drain timeout can shorten when the server stops.
 pub(super) struct TimeLimit {
     timer: SharedTimer,
     timeout: Duration,
@@ -106,7 +106,7 @@ impl fmt::Debug for TimedBody {
 pub(super) struct TimedIo<I, P> {
     io: I,
     limit: TimeLimit,
-    /// The permit of the connection, which is dropped after the connection has been closed.
+    /// The permit of the connection. This permit is dropped after the connection has been closed.
     _permit: P,
 }
 
