@@ -166,7 +166,7 @@ impl Host {
     /// can be lost. To prevent this, create the host in a synchronous `main`, before the runtime. See
     /// [`shutdown_signal`](crate::shutdown_signal).
     ///
-    /// When the host is dropped, signals have their default actions again, unless another host or a caller of `shutdown_signal` uses them.
+    /// If no other host and no caller of `shutdown_signal` uses the signals, they have their default actions after the host is dropped.
     #[track_caller]
     pub fn new<S>(registry: &Registry<S>) -> Self {
         let phases = Phases::new(registry.with_spawner(()));

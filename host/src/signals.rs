@@ -211,8 +211,8 @@ impl Handlers {
     }
 }
 
-/// While this hook exists, a host uses the signals. At the second signal, the newest hook runs its function, unless the signal arrives
-/// within the repeat window after the first signal.
+/// While this hook exists, a host uses the signals. At the second signal, the newest hook runs its function. Signals within the repeat
+/// window after the first signal do not count as second signals.
 ///
 /// If there is no hook and no caller of [`shutdown_signal`], signals have their default actions.
 pub(crate) struct SecondSignalHook(HookKey);
