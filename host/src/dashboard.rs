@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 const HTML: &str = include_str!("dashboard/dashboard.html");
 
-/// Lets the browser run only the page's own script and style. If the page has changed, a test prints the new hashes.
+/// This policy makes the browser run only the page's own script and style. If the page has changed, a test prints the new hashes.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
     script-src 'sha256-mcpzWj61GLhBBAYG6XWXLm9FyFrin2J1aRbZTyIqFBI='; \
     style-src 'sha256-J0t5ZzmGqJekd2wsuqa73b0P1t19fOd6SIzJtWBwSiE='; \
@@ -33,7 +33,7 @@ const SERVING: [&str; 3] = ["program", "connection", "request"];
 /// The page also lists [services](Registry::service) with their restarts and their last loss, and [child registries](Registry::child) as
 /// groups. With [`phases`](Self::phases), the page also shows the phases of a host, the rest of the grace period, and tasks that report no
 /// progress. If the registry is not [inspected](background_tasks::RegistryBuilder::inspect), the page shows only counts and services, and
-/// the reason for this.
+/// says why.
 ///
 /// The page works with the keyboard and with screen readers, and follows the color scheme of the browser. Before the page aborts a task, it
 /// asks for confirmation.
@@ -42,8 +42,8 @@ const SERVING: [&str; 3] = ["program", "connection", "request"];
 /// `…/abort?id=12-7` aborts a task. Every other path is the page itself. Mount the dashboard at any path that does not end with `events` or
 /// `abort`. The server can strip the prefix of the path or keep it. The page loads nothing from other servers.
 ///
-/// The dashboard and each open stream of events hold a handle of the registry. Over HTTP/1.1, a browser opens at most six connections to
-/// one host name, and each open page uses one of them.
+/// The dashboard and each open stream of events hold a handle of the registry. Over HTTP/1.1, each open page uses one connection, and a
+/// browser opens at most six connections to one host name.
 ///
 /// The events contain JSON for the page of the same release. Other programs must not read this JSON, because it can change in every
 /// release. Other programs can use [`Registry::tasks`], [`Registry::services`] and [`Registry::summary`], whose results serialize to
@@ -70,8 +70,8 @@ const SERVING: [&str; 3] = ["program", "connection", "request"];
 /// A server that drains waits for its open responses, so an open stream of events would delay the drain. Therefore each stream ends on its
 /// own when shutdown has started and only tasks that [serve requests](Self::serving) are still in flight. If the registry is not inspected,
 /// the stream ends when shutdown starts. A stream checks every tenth of a second whether it must end. So a stream delays a drain by at most
-/// a tenth of a second, or by up to 0.3 seconds if there are many tasks. A client that does not read its response can delay the drain until
-/// the grace period expires, unless the server limits this time.
+/// a tenth of a second, or by up to 0.3 seconds if there are many tasks. If a client does not read its response and the server does not
+/// limit this time, the client can delay the drain until the grace period expires.
 ///
 /// # Examples
 ///

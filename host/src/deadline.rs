@@ -11,19 +11,19 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The time in which aborted tasks can end after the deadline.
+/// After the deadline, the host waits at most this long until the aborted tasks have ended.
 pub(crate) const ABORT_TIMEOUT: Duration = Duration::from_millis(500);
-/// The time in which `main` can return after `ABORT_TIMEOUT` has expired.
+/// After `ABORT_TIMEOUT` has expired, `main` has this time to return.
 pub(crate) const MAIN_TIMEOUT: Duration = Duration::from_millis(250);
-/// The longest time that the process may exist after the deadline.
+/// The process exits at most this long after the deadline.
 pub(crate) const EXIT_MARGIN: Duration = ABORT_TIMEOUT.saturating_add(MAIN_TIMEOUT);
-/// The default time in which `main` can return after the drain, if the process was asked to stop.
+/// If the process was asked to stop, `main` has this time by default to return after the drain.
 const DEFAULT_MAIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest time for the last line and the flush of stdout after a second signal.
+/// After a second signal, the host waits at most this long for the last line and the flush of stdout.
 const SECOND_SIGNAL_TIMEOUT: Duration = Duration::from_secs(1);
-/// The exit code after a second signal: 128 + SIGINT, as shells report it.
+/// The exit code after a second signal. Shells report the same code (128 + SIGINT) if SIGINT ends a process.
 pub(crate) const SECOND_SIGNAL_EXIT_CODE: u8 = 130;
-/// The exit code if the drain missed its deadline, or if `main` did not return in time.
+/// The exit code if the drain missed its deadline, if `main` did not return in time, or if the function of `fail_if` returned true.
 pub(crate) const TOO_LATE: u8 = 1;
 
 /// Makes a second signal end the process immediately, unless it arrives within the repeat window. The effect ends when the hook is dropped.
@@ -42,11 +42,11 @@ pub(crate) fn exit_on_second_signal(phases: &Phases, repeat_window: Duration) ->
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     pub(crate) grace: Duration,
-    /// The time in which `main` can return after the drain; see [`Host::main_timeout`](crate::Host::main_timeout).
+    /// The longest time for the return of `main` after the drain; see [`Host::main_timeout`](crate::Host::main_timeout).
     pub(crate) main_timeout: Option<Duration>,
 }
 
-/// The deadline of a drain, which is the end of the grace period.
+/// The deadline of a drain. At the deadline, the grace period ends.
 #[derive(Clone, Copy)]
 pub(crate) struct Deadline {
     limits: Limits,
@@ -86,7 +86,7 @@ impl Deadline {
 
     /// Makes the process exit soon after the deadline, even if the drain, the executor or `main` is blocked.
     ///
-    /// If the registries drain in time, limits how long `main` may take to return, unless a newer host exists.
+    /// If the registries drain in time, limits how long `main` may take to return. If a newer host exists, this limit does not apply.
     pub(crate) fn enforce(&self, state: Arc<HostState>, hook: HookKey, output: &OutputThread) -> Enforcement {
         let (drained, drained_in_time) = channel();
         let (last_moment, limits, started) = (with_margin(self.at), self.limits, self.started);
@@ -102,7 +102,7 @@ impl Deadline {
                     return;
                 }
             }
-            // After a missed deadline, `run` may have already returned the exit code to `main`. The code must then not change.
+            // After a missed deadline, `run` may have already returned the exit code to `main`. In this case, the code must not change.
             if is_in_time || !state.is_finished() {
                 state.set_exit_code(TOO_LATE);
             }
@@ -125,7 +125,7 @@ const MAIN_IS_LATE: &str = "`main` has not returned in time after the drain, exi
     its clean-up, or blocking work that the runtime's destructor waits for, is still running";
 
 impl Limits {
-    /// Waits until the time in which `main` can return has expired. Call this method immediately after the drain.
+    /// Waits until the time limit for the return of `main` has expired. Call this method immediately after the drain.
     fn wait_for_main(self, drain_started: Instant) {
         let drained = Instant::now();
         let was_requested = signals::requested_at().is_some();

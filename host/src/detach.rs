@@ -12,8 +12,8 @@ use tower_service::Service;
 /// A layer that runs each call to its service as a task of a registry, so that the call continues if the client disconnects.
 ///
 /// Without this layer, a server drops the future of a handler when the client disconnects. The handler then stops at its current await
-/// point, for example between two writes that belong together. With this layer, the handler continues to its end, although nobody receives
-/// its response. The registry counts the outcome of the task, and the drain waits for the task. When the grace period expires, a
+/// point, for example between two writes that belong together. With this layer, the handler continues to its end, although its response is
+/// not sent. The registry counts the outcome of the task, and the drain waits for the task. When the grace period expires, a
 /// [`Host`](crate::Host) aborts the task if the registry is [inspected](background_tasks::RegistryBuilder::inspect).
 ///
 /// The layer passes the request to the service unchanged, so the body limits and the extensions of outer layers apply. If the client
@@ -37,8 +37,8 @@ use tower_service::Service;
 /// A task ends when the service returns its response. If the response body does further work, such as a stream, this work still ends when
 /// the client disconnects. To make the drain wait for response bodies too, put a [`RequestLayer`](crate::RequestLayer) around this layer.
 /// The registry then counts each request in addition to its task. If the client disconnects, the request counts as abandoned, and the task
-/// counts with its own outcome. A timeout layer inside this layer ends the handler. A timeout layer outside this layer ends only the wait
-/// for the response.
+/// counts with its own outcome. If a timeout layer is inside this layer, the timeout ends the handler. If it is outside this layer, the
+/// timeout ends only the wait for the response.
 ///
 /// The task does not run in the tracing span of the request. To run the task in this span, use the spawner
 /// [`InSpan`](https://docs.rs/background-tasks/latest/background_tasks/struct.InSpan.html).

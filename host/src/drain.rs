@@ -22,10 +22,10 @@ use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The settings of a host that concern its drain.
+/// The settings of a host for its drain.
 pub(crate) struct Settings {
     pub(crate) limits: Limits,
-    /// The time for which the program continues after a request to stop; see [`Host::delay`](crate::Host::delay).
+    /// After a request to stop, the program continues for this time; see [`Host::delay`](crate::Host::delay).
     pub(crate) delay: Duration,
     /// The tasks that must report progress; see [`Host::liveness`](crate::Host::liveness).
     pub(crate) liveness: Vec<WatchedTask>,
@@ -71,7 +71,7 @@ async fn any(mut signals: Vec<ShutdownSignal>) {
 struct Drain {
     phases: Phases,
     state: Arc<HostState>,
-    /// Triggered when the process is asked to stop.
+    /// This signal is triggered when the process is asked to stop.
     stop_requested: ShutdownSignal,
     hook: HookKey,
     deadline: Deadline,
@@ -114,10 +114,11 @@ impl Drain {
         if let Some(substitute) = self.state.keep_in_flight(&first) {
             self.phases.insert_first(substitute);
         }
-        // This must come before the number of tasks: if the program ends in between, it must not count as a task.
+        // The program is checked before the tasks are counted. If the program ends between these two steps, the program must not count as a
+        // task.
         let program = usize::from(self.state.program_in_flight().is_some());
         let in_flight = self.phases.in_flight();
-        // There is nothing to report if the program has ended without a request to stop, and nothing is in flight.
+        // If the program has ended without a request to stop and no task is in flight, the drain is not reported.
         let is_silent = !self.stop_requested.is_triggered() && in_flight == 0;
         let is_logged = emits_events() && self.phases.are_shutdowns_logged();
         // The cause is reported before the shutdown starts, because observers can log the start and the end of the shutdown.
@@ -261,7 +262,7 @@ impl Drain {
         }
     }
 
-    /// Returns a line about a late program, with the probable reason. The other stragglers may only wait for the program.
+    /// Returns a line about a late program, with the probable reason. The other stragglers may be tasks that wait for the program.
     fn describe_program(&self, late: &[Stragglers]) -> Option<String> {
         let location = self.state.program_in_flight()?;
         let state = match late.iter().map(Stragglers::len).sum() {
@@ -282,7 +283,7 @@ impl Drain {
 const CANNOT_ABORT: &str = "no registry is inspected, so no report names a task, and no task can be aborted when the grace period expires: \
     build the registry with `inspect` to change this";
 
-/// Follows the last report, because the other message can be far above this report in the log.
+/// The host logs this message after the last report. The message `CANNOT_ABORT` can be far above this report in the log.
 const NO_NAMES: &str = "the report names no task, because no registry is inspected: build the registry with `inspect`";
 
 /// The shortest time between two liveness checks during the drain. A shorter time would also update the progress too often.
@@ -299,7 +300,8 @@ enum Waited {
     Dropped,
 }
 
-/// Describes the oldest tasks in flight. If no registry is inspected, this names only the program and counts the other tasks.
+/// Describes the oldest tasks in flight. If no registry is inspected, the description contains only the program and the number of other
+/// tasks.
 fn oldest(phases: &Phases, state: &HostState, in_flight: usize) -> String {
     let tasks = phases.oldest();
     match state.program_in_flight() {

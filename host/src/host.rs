@@ -46,13 +46,13 @@ use std::time::Duration;
 ///    counts the program as abandoned instead. If the program is still in flight at the deadline, the report says so. A common reason is a
 ///    server with an open connection, for example because a client has sent only half a request.
 ///
-/// A process that was asked to stop, or that missed the deadline, exits at most one second after the deadline. The process exits even if a
+/// If a process was asked to stop or missed the deadline, it exits at most one second after the deadline. The process exits even if a
 /// runtime's destructor waits for blocking work, or if the executor is blocked forever. Before the exit, the host flushes stdout, but it
 /// does not wait for a reader that has stopped reading. The host does this work on its own threads.
 ///
-/// If the program ends without a request to stop, the host does not limit the time of `main` after the drain, unless
-/// [`main_timeout`](Self::main_timeout) is set. So `main` can, for example, write a report. If the process is asked to stop during this
-/// time, `main` must return within a grace period that starts with the request.
+/// If the program ends without a request to stop, the host limits the time of `main` after the drain only if
+/// [`main_timeout`](Self::main_timeout) is set. So `main` has time, for example to write a report. If the process is asked to stop while
+/// `main` still runs, `main` must return within a grace period that starts with the request.
 ///
 /// # Signals
 ///
@@ -75,20 +75,20 @@ use std::time::Duration;
 ///
 /// # Several hosts
 ///
-/// A request to stop applies to the whole process. A host that is created after the request stops immediately, unless it
-/// [forgets](Self::forget_stop_request) the request. While several hosts exist, only the host whose `new` or `run` was called last reacts
-/// to a second signal and limits how long `main` may take.
+/// A request to stop applies to the whole process. If a host is created after the request, the host stops immediately. To prevent this,
+/// call [`forget_stop_request`](Self::forget_stop_request). While several hosts exist, only the host whose `new` or `run` was called last
+/// reacts to a second signal and limits how long `main` may take.
 ///
 /// # Exit codes
 ///
 /// | exit code | meaning |
 /// | --- | --- |
-/// | 0 | all registries drained within the grace period, and `main` returned in time; losses do not change this, unless [`fail_if`](Self::fail_if) says so |
-/// | 1 | the grace period expired first, `main` did not return in time, or the function of [`fail_if`](Self::fail_if) returned true or panicked |
+/// | 0 | all registries drained within the grace period, and `main` returned in time; lost tasks change this code only if [`fail_if`](Self::fail_if) says so |
+/// | 1 | the grace period expired before the drain ended, `main` did not return in time, or the function of [`fail_if`](Self::fail_if) returned true or panicked |
 /// | 2 | the host, the program or a task failed: see the list below |
 /// | 101 | the program or a future of [`stop_on`](Self::stop_on) panicked |
 /// | 130 | a second signal arrived after the [repeat window](Self::repeat_window) |
-/// | 137 | not from the host: SIGKILL ended the process, for example because the supervisor did not wait long enough |
+/// | 137 | SIGKILL ended the process, for example because the supervisor did not wait long enough; the host does not set this code |
 ///
 /// The process exits with code 2 in these cases:
 ///
@@ -96,28 +96,29 @@ use std::time::Duration;
 /// - The program returned an error.
 /// - A lost task started the shutdown of its registry. Such a task is [critical](Registry::critical), or its registry has
 ///   [`shutdown_on_panic`](background_tasks::RegistryBuilder::shutdown_on_panic) or
-///   [`shutdown_on_failure`](background_tasks::RegistryBuilder::shutdown_on_failure). If the shutdown of its registry has already started,
-///   a lost task does not change the exit code.
+///   [`shutdown_on_failure`](background_tasks::RegistryBuilder::shutdown_on_failure). If a task is lost after the shutdown of its registry
+///   has started, this loss does not change the exit code.
 /// - A task with a [critical](Liveness::critical) handle reported no progress in time, and this started the shutdown.
 ///
 /// With the codes 2 and 101, the process exits after the drain. If several of the codes 1, 2 and 101 apply, the process exits with the code
 /// that was set first in time. For example, if the program returns an error and then the grace period expires, the code is 2.
 ///
-/// A service that answers before its work is done should call [`fail_if`](Self::fail_if). Otherwise the process exits with code 0 even if
+/// If a service answers before its work is done, call [`fail_if`](Self::fail_if). Without `fail_if`, the process exits with code 0 even if
 /// the registry dropped or rejected a task.
 ///
 /// # Output
 ///
 /// The host reports the drain on stderr. On a terminal, the host shows a progress bar with the oldest tasks (feature `bar`). If stderr is
-/// not a terminal, the host writes a line at the start, and a line with the oldest tasks every two seconds. The
-/// ages of services are not shown. In both cases, the last line contains the outcomes. The host reports nothing if the program succeeds without a signal, no task is in flight, and no task was lost.
+/// not a terminal, the host writes a line at the start, and a line with the oldest tasks every two seconds. The ages of services are not
+/// shown. In both cases, the last line contains the outcomes. The host reports nothing if all of this is true: the program succeeds without
+/// a signal, no task is in flight, and no task was lost.
 ///
 /// With the feature `tracing` and a global subscriber, the host emits tracing events instead of lines. The events have no parent span. The
 /// host emits one event for each straggler, for at most the 100 oldest stragglers of each registry. The event of a straggler has the task
 /// fields of [`TracingObserver`](https://docs.rs/background-tasks/latest/background_tasks/struct.TracingObserver.html),
-/// `task.is_abortable`, and `task.abort_requested` if the host has aborted the task but the task is still in flight. A host that emits events
-/// shows no progress bar, unless `progress_bar` enables the bar. If every registry has a `TracingObserver`, or another observer that [logs
-/// the shutdown](background_tasks::Observer::logs_shutdown), the host does not report the start and the end of the drain a second time.
+/// `task.is_abortable`, and `task.abort_requested` if the host has aborted the task but the task is still in flight. If a host emits
+/// events, it shows the progress bar only if `progress_bar` enables the bar. If every registry has a `TracingObserver`, or another observer
+/// that [logs the shutdown](background_tasks::Observer::logs_shutdown), the host itself does not report the start and the end of the drain.
 ///
 /// The reports name only tasks of [inspected](background_tasks::RegistryBuilder::inspect) registries. The host does not report each lost
 /// task. An [`Observer`](background_tasks::Observer) of the registry reports lost tasks, for example
@@ -165,7 +166,7 @@ impl Host {
     /// can be lost. To prevent this, create the host in a synchronous `main`, before the runtime. See
     /// [`shutdown_signal`](crate::shutdown_signal).
     ///
-    /// When the host is dropped, signals have their default actions again, unless another host or a caller of `shutdown_signal` uses them.
+    /// If no other host and no caller of `shutdown_signal` uses the signals, they have their default actions after the host is dropped.
     #[track_caller]
     pub fn new<S>(registry: &Registry<S>) -> Self {
         let phases = Phases::new(registry.with_spawner(()));
@@ -195,17 +196,17 @@ impl Host {
     /// workers, then the tasks of the connection pool.
     ///
     /// The registries of a host can be [children](Registry::child) of one parent registry. Do not add the parent too: its summary includes
-    /// the tasks of its drained children, so the host would count these tasks twice.
+    /// the tasks of its drained children, so the host would count these tasks two times.
     ///
-    /// The earlier registries can use up the whole grace period. If they do, the host shuts this registry down when the grace period
-    /// expires, and immediately aborts its tasks. To prevent this, reserve time with [`then_with_reserve`](Self::then_with_reserve).
+    /// If the earlier registries use up the whole grace period, the host shuts this registry down only when the grace period expires, and
+    /// immediately aborts its tasks. To prevent this, reserve time with [`then_with_reserve`](Self::then_with_reserve).
     pub fn then<S>(self, registry: &Registry<S>) -> Self {
         self.then_with_reserve(registry, Duration::ZERO)
     }
 
     /// Adds a registry as [`then`](Self::then) does, and reserves the last part of the [grace period](Self::grace) for it.
     ///
-    /// The host shuts this registry down when the earlier registries have drained, or when only the reserve is left of the grace period. So
+    /// The host shuts this registry down when the earlier registries have drained, or when only the reserve of the grace period is left. So
     /// the earlier registries can use the grace period minus all later reserves. A task that does not end cannot use up the time of the
     /// later registries. When only the reserve is left, the host reports the stragglers of the earlier registries, but it aborts them only
     /// when the grace period expires.
@@ -255,7 +256,7 @@ impl Host {
     /// of the delay, the host reports the stop to systemd or Windows, and [`readiness`](Self::readiness) becomes false. During the delay,
     /// the registry's signal is not triggered, and new tasks can start. The delay is part of the [grace period](Self::grace), so choose a
     /// grace period that is longer than the delay. Until the drain starts, the host does not request more time from systemd or Windows, so
-    /// the delay must be shorter than `TimeoutStopSec`, or than 30 seconds on Windows.
+    /// the delay must be shorter than the unit's `TimeoutStopSec`, and on Windows shorter than 30 seconds.
     ///
     /// The drain starts earlier if the program ends, or if other code shuts a registry down, for example because a critical task was lost.
     /// If shutdown starts without a request to stop, there is no delay. A second signal ends the process during the delay too.
@@ -275,7 +276,8 @@ impl Host {
         self.status.clone()
     }
 
-    /// Makes the host watch a task or service, and react if the task or service reports no progress for too long; see [`Liveness`].
+    /// Makes the host watch a task or service. If the task or service reports no progress for too long, the host logs a warning or starts
+    /// the shutdown; see [`Liveness`].
     ///
     /// Call this method one time for each task. The host does not keep the handle alive.
     pub fn liveness(mut self, liveness: &Liveness) -> Self {
@@ -284,13 +286,13 @@ impl Host {
         self
     }
 
-    /// Sets how long `main` may take to return after the drain. Default: 5 seconds if the process was asked to stop, and otherwise
-    /// unlimited. A shutdown that the program or a task starts is not a request to stop.
+    /// Sets how long `main` may take to return after the drain. Default: 5 seconds if the process was asked to stop, and unlimited if it
+    /// was not. A shutdown that the program or a task starts is not a request to stop.
     ///
     /// `main` needs this time for its clean-up and for the destructors of its variables. For example, the destructor of a tokio runtime
     /// waits for blocking work that no registry counts, such as a read of stdin or the blocking closures of libraries. If `main` has not
     /// returned when this time or the grace period has expired, the host reports an error and ends the process. The exit code is 1, unless
-    /// an earlier failure has set another exit code. If you call this method, the limit also applies to a program that ends on its own.
+    /// an earlier failure has set another exit code. If you call this method, the limit applies even if the program ends on its own.
     ///
     /// If the timeout is zero, the host does not wait for `main`. If the drain ends in time, [`run`](Self::run) does not return. Instead,
     /// the process exits when the last task has ended, with the exit code that `run` would have returned. If the drain misses the deadline,
@@ -335,8 +337,8 @@ impl Host {
         self
     }
 
-    /// Makes the process the Win32 service with this name. Call this method in the main function of the service. On other systems, this
-    /// method does nothing.
+    /// Registers the process as the Win32 service with this name. Call this method in the main function of the service. On other systems,
+    /// this method does nothing.
     ///
     /// | state of the service | when |
     /// | --- | --- |
@@ -346,12 +348,12 @@ impl Host {
     /// | stopped | when `run` returns, or before the host ends the process. The host reports an exit code other than 0 as the service-specific error |
     ///
     /// The controls stop, shutdown and preshutdown of Windows ask the process to stop, as a signal does. When the system shuts down, all
-    /// services together have about 5 seconds to stop. Before these 5 seconds, services that accept preshutdown, such as this one, have 10
-    /// seconds. So choose a grace period of at most 8 seconds, or install the service with a longer preshutdown timeout. As soon as the
-    /// host has reported that the service is stopped, Windows can end the process. Therefore do the clean-up in the program, not after
+    /// services together have about 5 seconds to stop. Services that accept preshutdown, such as this service, have 10 seconds before these
+    /// 5 seconds start. So choose a grace period of at most 8 seconds, or install the service with a longer preshutdown timeout. As soon as
+    /// the host has reported that the service is stopped, Windows can end the process. Therefore do the clean-up in the program, not after
     /// `run`.
     ///
-    /// If Windows has not started the process as a service, `run` reports that the host failed to start.
+    /// If Windows has not started the process as a service, `run` logs an error and returns exit code 2.
     ///
     /// # Examples
     ///
@@ -384,9 +386,9 @@ impl Host {
     ///
     /// Services that depend on this service start only after the program is ready. The commands `net start` and `Start-Service` also wait
     /// until the program is ready, or report that the start has failed. Until the program is ready, Windows does not ask the service to
-    /// stop. The host announces a start of at most 30 seconds to Windows. If the program needs more time, Windows can report that the
-    /// service does not respond. If the program ends or shutdown starts before the program is ready, the service becomes "stop pending" and
-    /// then "stopped".
+    /// stop. The host announces to Windows that the start takes at most 30 seconds. If the program needs more time, Windows can report that
+    /// the service does not respond. If the program ends or shutdown starts before the program is ready, the service becomes "stop pending"
+    /// and then "stopped".
     ///
     /// This method has no effect on other systems, and in a process that is not a service.
     #[cfg(feature = "windows-service")]
@@ -405,8 +407,8 @@ impl Host {
         self
     }
 
-    /// Makes SIGHUP a request to stop, like SIGTERM. The system sends SIGHUP to a process when its terminal is closed. Without this call,
-    /// SIGHUP ends the process immediately, unless the delay or the drain has already started.
+    /// Makes the host treat SIGHUP as a request to stop, as it treats SIGTERM. The system sends SIGHUP to a process when its terminal is
+    /// closed. Without this call, SIGHUP ends the process immediately, unless the delay or the drain has already started.
     ///
     /// A program that `nohup` has started ignores SIGHUP. To handle SIGHUP in this case on Linux, also call
     /// [`handle_ignored`](Self::handle_ignored). Windows has no SIGHUP, so this method has no effect on Windows.
@@ -415,8 +417,8 @@ impl Host {
         self
     }
 
-    /// Makes the host handle its signals even if the process ignored them when the program started. Without this call, a signal that was
-    /// ignored on Linux stays ignored, unless it is SIGTERM.
+    /// Makes the host handle its signals even if the process ignored them when the program started. Without this call, if a signal other
+    /// than SIGTERM was ignored when the program started, the signal stays ignored on Linux.
     ///
     /// `nohup` makes a program ignore SIGHUP, and a shell script makes its background jobs ignore SIGINT. On systems without
     /// `/proc/self/status`, the host always handles ignored signals; see [`shutdown_signal`](crate::shutdown_signal).
@@ -428,8 +430,8 @@ impl Host {
     /// Forgets an earlier request to stop the process, so that this host runs until the next request.
     ///
     /// Use this method in a process that runs several hosts one after the other, such as a test or a supervisor. After this call, earlier
-    /// hosts that drained in time no longer limit how long `main` may take. A future of [`shutdown_signal`](crate::shutdown_signal) that
-    /// has already resolved stays resolved.
+    /// hosts that drained in time no longer limit how long `main` may take. If a future of [`shutdown_signal`](crate::shutdown_signal) has
+    /// already resolved, this call does not reset it.
     pub fn forget_stop_request(mut self) -> Self {
         signals::forget_stop_request();
         self.stop_requested = self.stop_requested.and_then(|_| signals::install());
@@ -446,13 +448,13 @@ impl Host {
     ///
     /// A second call replaces the function of the first call.
     ///
-    /// The summary counts from the creation of the registries, not from the request to stop. In a service, `!summary.is_clean()` is true
-    /// after any loss in weeks, such as one failed mail. Observers report these losses when they happen.
+    /// The summary counts from the creation of the registries, not from the request to stop. In a service that runs for weeks,
+    /// `!summary.is_clean()` is true after a single loss, such as one failed mail. Observers report these losses when they happen.
     ///
     /// # Examples
     ///
-    /// A service that responds before its work is done exits with code 1 if a task was dropped or never started. The observers report tasks
-    /// that failed or panicked, so these tasks do not change the code:
+    /// This service responds before its work is done. The process exits with code 1 if a task was dropped or never started. The observers
+    /// report tasks that failed or panicked, so these tasks do not change the code:
     ///
     /// ```
     /// # use background_tasks::Registry;
@@ -464,8 +466,8 @@ impl Host {
     /// Leave out the numbers that also count expected events of your service:
     ///
     /// - `rejected`, if the registry has a limit and the handlers answer with status 503 after a rejection
-    /// - `abandoned`, if a `RequestLayer` counts requests, because a request is abandoned if its client disconnects. To keep it, give
-    ///   the work its own registry, and check only the summary of this registry.
+    /// - `abandoned`, if a `RequestLayer` counts requests, because a request is abandoned if its client disconnects. To keep `abandoned`,
+    ///   give the work its own registry, and check only the summary of this registry.
     /// - `aborted`, if operators or the program abort tasks
     ///
     /// A batch program fails if any task was lost: `fail_if(|summary| !summary.is_clean())`.
@@ -490,16 +492,15 @@ impl Host {
 
     /// Runs the program and then drains the registries, in the steps that the documentation of [`Host`] lists.
     ///
-    /// Return the exit code from `main`. If the system refuses a thread or the resources for signal handlers, the host fails to start. A
-    /// host that fails to start logs the error, drops the program's future, drains the registries without a deadline, and returns exit code
-    /// 2.
+    /// Return the exit code from `main`. If the system refuses a thread or the resources for signal handlers, the host cannot start. In
+    /// this case, it logs the error, drops the program's future, drains the registries without a deadline, and returns exit code 2.
     ///
     /// # Cancel safety
     ///
     /// Dropping this future drops the program's future. If the drain has not started, the host leaves the registries open. If the drain has
     /// started, the registries that the host has shut down stay shut down, and their tasks continue. The host no longer waits for these
-    /// tasks, does not abort them, and does not shut down later registries. After the drop, signals have their default actions, unless
-    /// another host or a caller of `shutdown_signal` uses them: the next SIGTERM or SIGINT ends the process. To continue without the host,
+    /// tasks, does not abort them, and does not shut down later registries. If no other host and no caller of `shutdown_signal` uses the
+    /// signals, they have their default actions after the drop: the next SIGTERM or SIGINT ends the process. To continue without the host,
     /// call [`shutdown_signal`](crate::shutdown_signal) before you drop the future.
     ///
     /// # Deadlocks

@@ -28,16 +28,16 @@ use std::time::Duration;
 use std::{fmt, io};
 use timed::{SharedTimer, TimeLimit, TimedIo};
 
-/// The size of a connection's input buffer, and of its output buffer.
+/// A connection's input buffer and its output buffer each have at most this size.
 const BUFFER: usize = 32 * 1024;
-/// The largest default of `max_connections`.
+/// The default of `max_connections` is at most this number.
 const MAX_CONNECTIONS: usize = 4096;
-/// The time between a failure to accept a connection and the next attempt.
+/// If the server fails to accept a connection, it waits this long before the next attempt.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// When the server stops accepting connections, the reactor has this time to report bytes that a client has already sent. One turn of the
 /// reactor is enough.
 const LAST_READ: Duration = Duration::from_millis(10);
-/// Longer timeouts are shortened to this time, because they could overflow an `Instant`.
+/// If a timeout is longer than this time, the server uses this time, because a longer timeout could overflow an `Instant`.
 const FOREVER: Duration = Duration::from_secs(60 * 60 * 24 * 365 * 30);
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -56,22 +56,23 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// | uses an unknown host name | [`host_name`](Self::host_name), unless you call [`any_host_name`](Self::any_host_name) |
 ///
 /// A connection buffers at most 32 KiB of input, and 32 KiB of output in addition to the last frame of a response body. So a service needs
-/// less memory if it sends a large response in small frames. One thousand connections that have sent half a request head of 31 KiB need
-/// about 45 MB. The service must limit all other memory. For example, each connection can send a large request body, so a service that
-/// collects request bodies must limit their size (in axum: `DefaultBodyLimit`).
+/// less memory if it sends a large response in small frames. For example, if each of one thousand clients sends an incomplete request head
+/// of 31 KiB, the connections need about 45 MB together. The server does not limit other memory, so the service must limit it. For example,
+/// each connection can send a large request body, so a service that collects request bodies must limit their size (in axum:
+/// `DefaultBodyLimit`).
 ///
 /// # Compared with `axum::serve`
 ///
 /// A graceful shutdown waits until all connections have closed. `axum::serve` has no time limits, so a client that sends only half a
-/// request head delays the shutdown until the grace period expires. The host then reports that the program is
-/// still in flight, and names this cause. `axum::serve` also accepts connections until the process has no file descriptors left for other work.
+/// request head delays the shutdown until the grace period expires. The host then reports that the program is still in flight, and names
+/// this cause. Also, `axum::serve` does not limit the number of connections, so they can use up all file descriptors of the process.
 ///
 /// # Shutdown
 ///
 /// When shutdown starts, [`serve`](Self::serve) stops accepting connections, and returns as soon as all connections have closed:
 ///
-/// - A connection without a request, or with half the head of a request, closes within 10 milliseconds. A connection that has not yet had a
-///   request can send its first request head within the [`late_head_timeout`](Self::late_head_timeout).
+/// - A connection without a request, or with half the head of a request, closes within 10 milliseconds. New connections are an exception: a
+///   client that has not yet sent a request can send its first head within the [`late_head_timeout`](Self::late_head_timeout).
 /// - The server answers a request whose head has arrived, and then closes the connection.
 /// - The [`drain_timeout`](Self::drain_timeout) limits the time for the rest of a request body, and for a response that the client does not
 ///   read. A client that reads a response slowly can still delay the drain until the grace period expires.
@@ -175,9 +176,10 @@ impl<S> HttpServer<S> {
 
     /// Sets the longest time until the head of a request has arrived. Default: 5 seconds.
     ///
-    /// The time starts when the connection opens, and starts again after each response. So the server also closes a connection that is idle
-    /// for this long between two requests. If a load balancer keeps connections to the server open, the idle timeout of the load balancer
-    /// must be shorter. Otherwise the load balancer can send a request on a connection that the server is closing.
+    /// The time starts when the connection opens, and restarts from zero after each response. So the server also closes a connection that
+    /// is idle for this long between two requests. If a load balancer keeps connections to the server open, the idle timeout of the load
+    /// balancer must be shorter than this time. If it is longer, the load balancer can send a request on a connection that the server is
+    /// closing.
     #[must_use = "this returns the server"]
     pub fn head_timeout(mut self, timeout: Duration) -> Self {
         self.settings.http.header_read_timeout(timeout.min(FOREVER));
@@ -208,8 +210,8 @@ impl<S> HttpServer<S> {
 
     /// Sets an upper limit for the body timeout and the write timeout during a shutdown. Default: 5 seconds.
     ///
-    /// This time must be shorter than the grace period. Otherwise a client that sends only half a body delays the drain until the grace
-    /// period expires.
+    /// This time must be shorter than the grace period. If it is longer and a client sends only half a body, this client delays the drain
+    /// until the grace period expires.
     #[must_use = "this returns the server"]
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
         self.settings.drain_timeout = timeout.min(FOREVER);
@@ -219,10 +221,10 @@ impl<S> HttpServer<S> {
     /// Sets how long the server waits for the first request head of an open connection after it has stopped accepting connections. Default:
     /// 10 milliseconds. Minimum: 10 milliseconds.
     ///
-    /// A client may have connected immediately before the shutdown. Set a longer time, such as one second, if another process accepts the
-    /// next connections, for example after `systemctl restart` of a service with a socket unit, or during a rolling update. With a longer
-    /// time, the server does not close the connection of a new client before the client's request arrives. A client that sends nothing
-    /// delays the drain for this long, so the time must be shorter than the grace period.
+    /// A client may have connected immediately before the shutdown. If another process accepts the next connections, set a longer time,
+    /// such as one second. Examples are `systemctl restart` of a service with a socket unit, and a rolling update. With a longer time, the
+    /// server does not close the connection of a new client before the client's request arrives. A client that sends nothing delays the
+    /// drain for this long, so the time must be shorter than the grace period.
     #[must_use = "this returns the server"]
     pub fn late_head_timeout(mut self, timeout: Duration) -> Self {
         self.settings.late_head_timeout = timeout.clamp(LAST_READ, FOREVER);
@@ -265,9 +267,9 @@ impl<S: Spawner> HttpServer<S> {
     /// Accepts and serves connections until shutdown has started and all connections have closed.
     ///
     /// `accept` returns the next connection. The server drops `accept` when it stops accepting connections. If `accept` owns the listener,
-    /// new clients are refused after this. If `accept` fails because a client has disconnected, the server immediately calls `accept`
-    /// again. After any other error, such as too many open files, the server calls `accept` again after a tenth of a second. The server
-    /// logs only the first of several consecutive errors.
+    /// the listener closes at this moment, and the system refuses new clients. If `accept` fails because a client has disconnected, the
+    /// server immediately calls `accept` again. After any other error, such as too many open files, the server calls `accept` again after a
+    /// tenth of a second. The server logs only the first of several consecutive errors.
     ///
     /// # Cancel safety
     ///
@@ -417,7 +419,7 @@ struct Permit {
 }
 
 impl Permit {
-    /// Waits until fewer connections are open than the limit allows.
+    /// Waits until the number of open connections is below the limit.
     async fn acquire(connections: &Registry<()>, closed: &Arc<Event>) -> Self {
         loop {
             let listener = closed.listen();

@@ -42,13 +42,13 @@ use tower_service::Service;
 /// | rejected | The layer answered with status 503, as described above. |
 ///
 /// Responses to HEAD, and responses with a status such as 101, 204 or 304, have no body to send. If the response has no body to send, the
-/// request counts as completed when the server drops the response body. A body also counts as complete when the server has taken as many
-/// bytes as the header `Content-Length` or the body announced.
+/// request counts as completed when the server drops the response body. A body also counts as complete when the server has taken the
+/// announced number of bytes. Either the header `Content-Length` or the body itself announces this number.
 ///
 /// # Other layers
 ///
-/// The layer can have any position in a stack of layers. A request that an outer layer answers, such as a CORS preflight, does not count.
-/// If an outer layer drops the response body and sends another body, the request counts as abandoned.
+/// The layer can have any position in a stack of layers. If an outer layer answers a request, such as a CORS preflight, this layer does not
+/// count the request. If an outer layer drops the response body and sends another body, the request counts as abandoned.
 ///
 /// # Limitations
 ///
@@ -58,8 +58,8 @@ use tower_service::Service;
 /// If the drain must wait for connections, use `HttpServer` (feature `http`).
 ///
 /// Apply the layer only to the routes for which the drain must wait. A response without an end, such as a stream of events, must end at the
-/// [`signal`](Registry::signal). Otherwise the drain waits until the client of this response disconnects. If the client disconnects before
-/// the end of such a response, the request counts as abandoned.
+/// [`signal`](Registry::signal). If such a response continues after the signal, the drain waits until its client disconnects. If the client
+/// disconnects before the end of such a response, the request counts as abandoned.
 ///
 /// An upgraded connection (a WebSocket) continues after its response, so the guard of its request no longer counts it.
 /// [`UntilShutdown`](crate::UntilShutdown) holds a separate guard for the connection, and ends the connection at the signal.
@@ -295,7 +295,7 @@ pin_project! {
 }
 
 impl<T> Guarded<T> {
-    /// Drops the inner value. Then counts the request as completed, unless the request's guard was taken.
+    /// Drops the inner value. Then counts the request as completed if the request's guard still exists.
     fn complete(self: Pin<&mut Self>) {
         let mut this = self.project();
         this.inner.set(None);

@@ -8,24 +8,24 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-/// The shortest and the longest time between two checks.
+/// The time between two checks is never shorter than `MIN_INTERVAL`, and never longer than `MAX_INTERVAL`.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 const MAX_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A handle through which a task or service reports its progress to the [`Host`](crate::Host).
 ///
-/// A task can wait forever, for example for a connection that no longer answers. Such a task does not end, so it is not lost and no report
-/// of a lost task mentions it. If a task with a handle reports no progress for longer than its timeout, the host logs a warning. If the
+/// A task can wait forever, for example if a server no longer answers. Such a task does not end, so it does not count as lost, and
+/// observers do not report it. If a task with a handle reports no progress for longer than its timeout, the host logs a warning. If the
 /// name belongs to a service, or to a task of an [inspected](background_tasks::RegistryBuilder::inspect) registry, the warning also
-/// contains the call site. When the task reports progress again, the host logs this too. If a task with a [critical](Self::critical) handle
-/// exceeds its timeout, the host starts the shutdown, and the process exits with code 2 after the drain.
+/// contains the call site. When the task reports progress again, the host logs a second line. If a task with a [critical](Self::critical)
+/// handle exceeds its timeout, the host starts the shutdown, and the process exits with code 2 after the drain.
 ///
 /// Pass a reference to the handle to [`Host::liveness`](crate::Host::liveness), and move the handle into the task. All clones of a handle
 /// report progress of the same task.
 ///
-/// The timeout starts when the host's [`run`](crate::Host::run) starts, and starts again at each report. The host checks a handle until its
-/// last clone is dropped, usually because the task ends. While a [service](background_tasks::Registry::service) with this name waits to run
-/// again, the timeout cannot expire. When the service runs again, the timeout starts again.
+/// The timeout starts when the host's [`run`](crate::Host::run) starts. Each report restarts the timeout from zero. The host checks a
+/// handle until its last clone is dropped, usually because the task ends. While a [service](background_tasks::Registry::service) with this
+/// name waits to run again, the timeout cannot expire. When the service runs again, the timeout restarts from zero.
 ///
 /// From the request to stop until the end of the drain, the host reports only late services and late tasks of inspected registries. For
 /// other tasks, the host cannot distinguish a late task from a task that has ended. During this time, a critical handle has no further
@@ -137,7 +137,7 @@ impl Liveness {
     }
 }
 
-/// The host's reference to a handle. This reference does not keep the handle alive, so the checks can end while the reference exists.
+/// The host's weak reference to a handle. This reference does not keep the handle alive, so the checks end when the task drops the handle.
 #[cfg_attr(not(feature = "dashboard"), expect(dead_code, reason = "only dashboards show late tasks"))]
 pub(crate) struct WeakLiveness(Weak<Progress>);
 
@@ -151,14 +151,14 @@ impl WeakLiveness {
 /// Checks whether tasks have reported progress in time.
 pub(crate) struct LivenessChecks {
     tasks: Vec<WatchedTask>,
-    /// The output before the drain, which has its own output. `None` if there are no tasks to check.
+    /// The output for the lines before the drain. The drain has a separate output. `None` if there are no tasks to check.
     output: Option<OutputThread>,
 }
 
 /// The data that the host stores for a handle. The handle itself belongs to the task.
 pub(crate) struct WatchedTask {
     progress: Weak<Progress>,
-    /// The time without a report is counted from this moment at the earliest. An example is the last start of a service.
+    /// The timeout does not start before this time, for example the time of the last start of a service.
     not_before: Instant,
     restarts: u64,
     is_late: bool,

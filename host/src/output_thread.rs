@@ -6,7 +6,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-/// The longest time in which the last lines are written after the grace period has expired.
+/// After the grace period has expired, the host waits at most this long until the last lines have been written.
 pub(crate) const LAST_LINES_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// A thread that writes the output of a drain.

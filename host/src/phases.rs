@@ -4,14 +4,14 @@ use background_tasks::{Registry, ServiceInfo, ShutdownSignal, Stragglers, Summar
 use std::cmp::Reverse;
 use std::time::{Duration, Instant};
 
-/// The number of groups of similar tasks that a line describes.
+/// A line describes at most this many groups of similar tasks.
 const MAX_GROUPS: usize = 3;
 
 /// The registries of a host, in the order in which they drain.
 #[derive(Clone)]
 pub(crate) struct Phases {
     registries: Vec<Registry<()>>,
-    /// The part of the grace period that is reserved for the registry with the same index.
+    /// Each element is the part of the grace period that is reserved for the registry with the same index.
     reserves: Vec<Duration>,
 }
 
@@ -149,7 +149,7 @@ pub(crate) fn describe_in_flight(in_flight: usize, oldest: &str) -> String {
 /// Describes a group of similar tasks, without the call site if the tasks have a name.
 fn describe(oldest: &TaskInfo, len: usize) -> String {
     if oldest.kind() == Some(TaskKind::Service) {
-        // Without the age: a service may have run for days before the run that the drain waits for.
+        // The age is left out, because a service may have started days before the run for which the drain waits.
         let service = oldest.name().map_or_else(|| oldest.to_string(), |name| format!("service {name}"));
         return format!("{len} × {service}");
     }

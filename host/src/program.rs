@@ -22,17 +22,17 @@ pub(crate) const PANICKED: u8 = 101;
 /// The state that [`Host::run`](crate::Host::run) shares with the threads of the drain.
 pub(crate) struct HostState {
     program: Mutex<ProgramState>,
-    /// The program's error, until the host has reported the error.
+    /// The program's error. `None` if there is no error, or after the host has reported it.
     error: Mutex<Option<String>>,
     /// The output of the drain. `None` until the drain starts.
     output: Mutex<Option<OutputThread>>,
     /// The reported call site of the program.
     location: &'static Location<'static>,
-    /// Set when the program has ended, or `run` was dropped.
+    /// This flag is set when the program has ended, or when `run` was dropped.
     program_ended: Flag,
-    /// Set when the program must end, because the grace period has expired or its task was aborted.
+    /// This flag is set when the program must end, because the grace period has expired or its task was aborted.
     program_aborted: Flag,
-    /// Set when the drain has ended.
+    /// This flag is set when the drain has ended.
     finished: Flag,
     /// The exit code. After a code other than 0 has been set, the exit code does not change.
     exit_code: AtomicU8,
@@ -55,8 +55,8 @@ enum Outcome {
     Aborted,
 }
 
-/// Represents the program as a task of a registry. The task is in flight until [`end`](Self::end). The registry then counts the program's
-/// outcome.
+/// Represents the program as a task of a registry. The task is in flight until [`end`](Self::end) is called, which makes the registry count
+/// the program's outcome.
 ///
 /// The caller of `run` polls the program's future, so no spawner can run it. The future of this task therefore only returns the outcome.
 struct ProgramTask {
@@ -89,8 +89,8 @@ impl ProgramTask {
         Some(Self { task: (!is_aborted).then_some(task), outcome })
     }
 
-    /// Ends the task, so that the program is no longer in flight. An aborted program counts as aborted if the registry is inspected, and
-    /// otherwise as abandoned.
+    /// Ends the task, so that the program is no longer in flight. If the program was aborted, an inspected registry counts it as aborted,
+    /// and any other registry counts it as abandoned.
     fn end(mut self, outcome: Outcome) {
         *lock(&self.outcome) = Some(outcome);
         if let Some(task) = &mut self.task {
@@ -99,7 +99,7 @@ impl ProgramTask {
     }
 }
 
-/// A spawner that does not run its task, but stores it so that the caller can poll it.
+/// A spawner that stores a task instead of running it. The caller takes the stored task and polls it.
 #[derive(Default)]
 struct TaskKeeper(Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>);
 
@@ -199,8 +199,8 @@ impl HostState {
         *lock(&self.output) = Some(output);
     }
 
-    /// Reports the program's error, if there is one, the drain has started, and the error has not been reported. Waits a short time until
-    /// the line has been written.
+    /// If the drain has started, reports the program's error, at most one time. After the report, waits a short time until the line has
+    /// been written.
     pub(crate) fn report_error(&self) {
         let Some(output) = lock(&self.output).clone() else { return };
         let Some(error) = lock(&self.error).take() else { return };
@@ -253,7 +253,7 @@ impl HostState {
     }
 }
 
-/// Aborts the program when its task is aborted.
+/// A waker that aborts the program when the registry aborts the program's task.
 struct AbortProgram(Weak<HostState>);
 
 impl Wake for AbortProgram {

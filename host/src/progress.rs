@@ -1,4 +1,5 @@
-//! Reports the progress of a drain: as a progress bar on a terminal, otherwise as lines, and as the status that systemd shows.
+//! Reports the progress of a drain. On a terminal, the report is a progress bar; on other outputs, it consists of lines. systemd also
+//! receives the progress as the status of the service.
 
 use crate::bar;
 use crate::deadline::{Deadline, EXIT_MARGIN};

@@ -26,12 +26,12 @@ static REQUESTED: Condvar = Condvar::new();
 #[expect(clippy::struct_excessive_bools, reason = "the flags are independent")]
 struct Handlers {
     installed: Option<os::Installed>,
-    /// A registry without tasks, which the first request to stop shuts down.
+    /// A registry without tasks. The first request to stop shuts this registry down.
     stop_request: Option<Registry<()>>,
     requested_at: Option<Instant>,
-    /// The time of the first signal. This is later than `requested_at` if `request_stop` was called first.
+    /// The time of the first signal. If `request_stop` was called before the first signal, this time is later than `requested_at`.
     first_signal_at: Option<Instant>,
-    /// The hooks of the hosts. The last hook is the newest hook.
+    /// The hooks of all hosts, from the oldest hook to the newest hook.
     hooks: Vec<Hook>,
     /// The hook of the last host whose `run` has returned.
     kept: Option<HookKey>,
@@ -39,7 +39,7 @@ struct Handlers {
     /// Whether code outside of a host has called `shutdown_signal`.
     is_signal_used: bool,
     handles_sighup: bool,
-    /// Whether a drain has started, during which SIGHUP must not end the process.
+    /// True after a drain has started. SIGHUP then does not end the process.
     survives_sighup: bool,
     handles_ignored: bool,
 }
@@ -62,8 +62,8 @@ pub(crate) struct HookKey(usize);
 ///
 /// As soon as this function has been called, these signals no longer end the process. Instead, the caller or a [`Host`](crate::Host) must
 /// end the process. Without a host, a second signal has no effect. With a host, a further signal after the [repeat
-/// window](crate::Host::repeat_window) ends the process immediately. Process 1 of a container ignores signals without a handler. So a
-/// program that runs as process 1 reacts to SIGTERM only if it calls this function or runs a host.
+/// window](crate::Host::repeat_window) ends the process immediately. In a container, process 1 ignores each signal for which it has no
+/// handler. So if a program runs as process 1, it reacts to SIGTERM only if it calls this function or runs a host.
 ///
 /// Call this function before a runtime starts threads, so that no signal is lost. If other threads already exist, a signal that arrives in
 /// the few microseconds of the first call can be lost.
@@ -143,21 +143,21 @@ pub(crate) fn install() -> io::Result<ShutdownSignal> {
     lock(&HANDLERS).install()
 }
 
-/// Makes SIGHUP a request to stop, like SIGTERM.
+/// Makes the host treat SIGHUP as a request to stop, as it treats SIGTERM.
 pub(crate) fn handle_sighup() -> io::Result<ShutdownSignal> {
     let mut handlers = lock(&HANDLERS);
     handlers.handles_sighup = true;
     handlers.install()
 }
 
-/// Makes the process survive SIGHUP, until the request to stop is forgotten.
+/// Prevents SIGHUP from ending the process, until the request to stop is forgotten.
 pub(crate) fn survive_sighup() -> io::Result<()> {
     let mut handlers = lock(&HANDLERS);
     handlers.survives_sighup = true;
     handlers.install().map(drop)
 }
 
-/// Makes signals requests to stop, even if the process ignored them when the program started.
+/// Makes the host handle its signals, even if the process ignored them when the program started.
 pub(crate) fn handle_ignored() -> io::Result<ShutdownSignal> {
     let mut handlers = lock(&HANDLERS);
     handlers.handles_ignored = true;
@@ -168,7 +168,7 @@ pub(crate) fn handle_ignored() -> io::Result<ShutdownSignal> {
 pub(crate) fn forget_stop_request() {
     let mut handlers = lock(&HANDLERS);
     (handlers.survives_sighup, handlers.first_signal_at) = (false, None);
-    // If there was no request, the registry stays, because other users still wait for its signal.
+    // If there was no request, the registry is kept, because other users still wait for its signal.
     let previous = handlers.requested_at.take().and_then(|_| handlers.stop_request.take());
     drop(handlers);
     drop(previous);
@@ -211,8 +211,8 @@ impl Handlers {
     }
 }
 
-/// While this hook exists, a host uses the signals. At the second signal, the newest hook runs its function, unless the signal arrives
-/// within the repeat window after the first signal.
+/// While this hook exists, a host uses the signals. At the second signal, the newest hook runs its function. Signals within the repeat
+/// window after the first signal do not count as second signals.
 ///
 /// If there is no hook and no caller of [`shutdown_signal`], signals have their default actions.
 pub(crate) struct SecondSignalHook(HookKey);
@@ -265,8 +265,8 @@ impl Drop for SecondSignalHook {
 /// runs the default action.
 ///
 /// A second SIGHUP does not end the process, because a closed terminal can send SIGHUP twice. A signal within the repeat window counts as
-/// the same request, so it does not end the process. The reason is that a terminal signals the whole process group, so a launcher that
-/// forwards the signal to its child makes the child receive one request two times.
+/// the same request, so it does not end the process. The reason is that a terminal signals the whole process group. If a launcher also
+/// forwards the signal to its child, the child receives one request two times.
 fn on_signal(signal: os::Signal) {
     let mut handlers = lock(&HANDLERS);
     let is_sighup = os::is_sighup(signal);
@@ -336,11 +336,11 @@ mod os {
 
     /// The signal handlers of this process. Each handler sets its flag in `SIGNALS`, and then writes to the pipe that wakes the thread.
     pub(super) struct Installed {
-        /// The process in which the thread waits for signals. A forked child process inherits the handlers, but not the thread.
+        /// The ID of the process in which the thread waits for signals. A forked child process inherits the handlers, but not the thread.
         process_id: u32,
         wake: UnixStream,
         writes_to_pipe: Vec<(Signal, SigId)>,
-        /// The signals that were ignored when the program started. The bit n - 1 belongs to the signal n.
+        /// The signals that were ignored when the program started. The bit with the index n - 1 is set if the signal n was ignored.
         ignored: u64,
     }
 
@@ -407,7 +407,7 @@ mod os {
         ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
     }
 
-    /// Blocks the signals in this thread while it registers their handlers.
+    /// Calls `register`, which registers handlers of these signals. During the call, the signals are blocked in this thread.
     ///
     /// signal-hook first installs its handler and then stores the action. signal-hook loses a signal that arrives between these two steps.
     /// If this is the only thread of the process, the system delays a blocked signal until the action is stored.
@@ -436,7 +436,7 @@ mod os {
         Ok(wake)
     }
 
-    /// Handles the signals that have arrived.
+    /// Calls `on_signal` for each signal that has arrived.
     ///
     /// Also unblocks the signals in this thread, because the parent process may have blocked them. The system delivers a signal only to a
     /// thread that does not block the signal.
@@ -493,8 +493,7 @@ mod os {
 
     pub(super) fn install(installed: &mut Option<Installed>, _sighup: bool, _even_ignored: bool) -> io::Result<()> {
         if installed.is_none() {
-            // The thread is started first, because a signal that arrives immediately after the installation of the handlers needs a
-            // receiver.
+            // The thread is started first, so that it can receive a signal that arrives immediately after the handlers are installed.
             let (sender, receiver) = channel();
             thread::Builder::new().name("signals".into()).spawn(move || receiver.into_iter().for_each(wait))?;
             let _ = sender.send(Signals(ctrl_c()?, ctrl_break()?, ctrl_close()?, ctrl_shutdown()?));
@@ -506,7 +505,7 @@ mod os {
     fn wait(Signals(mut c, mut r#break, mut close, mut shutdown): Signals) {
         loop {
             block_on(poll_fn(|cx| {
-                // The operator is not `||`, because each of the signals must be polled to store the waker.
+                // Each of the signals must be polled to store the waker. The operator `||` would skip signals, so this code uses `|`.
                 let is_ready = c.poll_recv(cx).is_ready() | r#break.poll_recv(cx).is_ready();
                 let is_ready = is_ready | close.poll_recv(cx).is_ready() | shutdown.poll_recv(cx).is_ready();
                 if is_ready { Poll::Ready(()) } else { Poll::Pending }

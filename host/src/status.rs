@@ -54,7 +54,7 @@ impl HostStatus {
         *lock(&self.stop)
     }
 
-    /// Returns the handles of the late tasks. A task that has dropped its handle is not included.
+    /// Returns the handles of the late tasks. If a task has dropped its handle, the task is not included.
     pub(crate) fn late_tasks(&self) -> Vec<Liveness> {
         lock(&self.liveness).iter().filter_map(WeakLiveness::upgrade).filter(Liveness::is_late).collect()
     }

@@ -1,4 +1,5 @@
-//! Sends notifications to systemd, on Linux with the feature `systemd`. If the environment has no `NOTIFY_SOCKET`, nothing is sent.
+//! Sends notifications to systemd, on Linux with the feature `systemd`. If the environment has no variable `NOTIFY_SOCKET`, this module
+//! sends nothing.
 
 use crate::terminal::{Level, log};
 #[cfg(any(feature = "systemd", feature = "windows-service"))]

@@ -56,7 +56,8 @@ pub(crate) enum Level {
     Error,
 }
 
-/// Logs a line. With the feature `tracing` and a subscriber, the line becomes a tracing event. Otherwise the line is written to stderr.
+/// Logs a line. With the feature `tracing` and a subscriber, the line becomes a tracing event. Without the feature or without a subscriber,
+/// the line is written to stderr.
 ///
 /// Ignores a panic of the subscriber, which the panic hook has already reported.
 pub(crate) fn log(level: Level, line: impl Display) {
@@ -98,8 +99,8 @@ mod events {
     use background_tasks::{Stragglers, Summary};
     use std::fmt::Display;
 
-    /// The largest number of stragglers for which the host emits an event. With more events, the process could exit before it has written
-    /// the last lines.
+    /// The host emits events for at most this many stragglers. With more events, the process could exit before it has written the last
+    /// lines.
     const MAX_STRAGGLERS: usize = 100;
 
     /// Emits an event. This is a macro because `tracing` needs the level at compile time.

@@ -7,11 +7,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 pin_project! {
-    /// A stream, a body or an upgraded connection that ends when shutdown starts. The registry counts this value as in flight until the
+    /// Makes a stream, a body or an upgraded connection end when shutdown starts. The registry counts this value as in flight until the
     /// value is dropped.
     ///
     /// A stream of events and a WebSocket do not end on their own. If they do not end at the signal, the drain waits for their clients
-    /// until the grace period expires. An upgraded connection belongs to no request, so the drain does not wait for it unless a guard
+    /// until the grace period expires. An upgraded connection belongs to no request, so the drain waits for the connection only if a guard
     /// counts it.
     ///
     /// | the value | after the signal | required |
@@ -27,7 +27,7 @@ pin_project! {
     ///
     /// # Examples
     ///
-    /// Server-sent events that end at the signal:
+    /// This function makes server-sent events end at the signal:
     ///
     /// ```
     /// use axum::response::sse::{Event, Sse};
@@ -43,7 +43,7 @@ pin_project! {
     /// }
     /// ```
     ///
-    /// The messages of a WebSocket, which is a stream of messages. After the loop, the server sends its close frame:
+    /// A WebSocket is a stream of messages. After the loop, the server sends its close frame:
     ///
     /// ```
     /// # use background_tasks::Registry;
@@ -83,7 +83,7 @@ impl<T> UntilShutdown<T> {
         &mut self.inner
     }
 
-    /// Returns the inner value, which no longer ends at the signal and is no longer in flight.
+    /// Returns the inner value. After this call, the value does not end at the signal, and the registry does not count it as in flight.
     pub fn into_inner(self) -> T {
         self.inner
     }

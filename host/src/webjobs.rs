@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{env, io, thread};
 
-/// The time between two checks. This time is much shorter than the time that WebJobs gives a job to stop.
+/// The time between two checks. Before WebJobs kills a job, it waits much longer than this time.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// Starts a thread that asks the process to stop as soon as the file exists. The thread ends after this, or if the host's `run` is dropped.
+/// Starts a thread that asks the process to stop as soon as the file exists. The thread ends after this request, or when the host's `run`
+/// is dropped.
 pub(crate) fn watch(state: &Arc<HostState>) -> io::Result<()> {
     let Some(file) = env::var_os("WEBJOBS_SHUTDOWN_FILE").filter(|file| !file.is_empty()).map(PathBuf::from) else { return Ok(()) };
     let state = Arc::downgrade(state);

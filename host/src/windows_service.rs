@@ -16,10 +16,10 @@ mod imp {
     };
     use windows_service::service_control_handler::{self, ServiceControlHandlerResult, ServiceStatusHandle};
 
-    /// The wait hint that Windows receives while the service starts, which is the longest time until the host runs.
+    /// While the service starts, Windows receives this wait hint, which is the longest time until the host runs.
     const START_WAIT_HINT: Duration = Duration::from_secs(30);
 
-    /// The registered service, until the host reports it as stopped.
+    /// The registered service. `None` if no service is registered, or after the host has reported it as stopped.
     static SERVICE: Mutex<Option<Service>> = Mutex::new(None);
     /// Whether the service stays in the state "start pending" until the program is ready.
     static WAITS_FOR_READY: AtomicBool = AtomicBool::new(false);
@@ -31,7 +31,8 @@ mod imp {
         checkpoint: u32,
     }
 
-    /// Registers the service: stop requests from Windows ask the process to stop. Then reports to Windows that the service is starting.
+    /// Registers the service, so that stop requests from Windows ask the process to stop. Then reports to Windows that the service is
+    /// starting.
     pub(crate) fn register(name: &str) -> io::Result<()> {
         let on_control = |control| match control {
             ServiceControl::Stop | ServiceControl::Shutdown | ServiceControl::Preshutdown => {
@@ -50,7 +51,8 @@ mod imp {
         Ok(())
     }
 
-    /// Keeps the service in the state "start pending" until [`report_ready`] is called. [`report_started`] then has no effect.
+    /// Keeps the service in the state "start pending" until [`report_ready`] is called. After a call to this function, [`report_started`]
+    /// has no effect.
     pub(crate) fn wait_for_ready() {
         WAITS_FOR_READY.store(true, Ordering::Relaxed);
     }
@@ -62,7 +64,7 @@ mod imp {
         }
     }
 
-    /// Reports that the program is ready. Has no effect unless [`wait_for_ready`] was called.
+    /// Reports that the program is ready. This function has an effect only if [`wait_for_ready`] was called.
     pub(crate) fn report_ready() {
         if WAITS_FOR_READY.load(Ordering::Relaxed) {
             report(ServiceState::Running, Duration::ZERO, 0);
@@ -82,7 +84,7 @@ mod imp {
     fn report(state: ServiceState, wait_hint: Duration, exit_code: u8) {
         let mut registered = lock(&SERVICE);
         let Some(service) = &mut *registered else { return };
-        // The shutdown may have started before the program was ready, or the program may have reported that it is ready twice.
+        // The shutdown may have started before the program was ready, or the program may have called `notify_ready` two times.
         if state == ServiceState::Running && service.state != ServiceState::StartPending {
             return;
         }

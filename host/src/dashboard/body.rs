@@ -14,10 +14,10 @@ use std::time::Duration;
 
 /// The time between two events.
 const INTERVAL: Duration = Duration::from_millis(500);
-/// The longest time between two events. The page treats a connection as lost only if no event arrives for longer than this.
+/// The longest time between two events. The page treats a connection as lost only if no event arrives for longer than this time.
 const MAX_INTERVAL: Duration = Duration::from_secs(2);
-/// The time between two events during a drain, unless events are expensive. If events are cheap, a stream delays a drain by at most this
-/// time.
+/// The time between two events during a drain. If events are expensive, the time is longer. If events are cheap, a stream delays a drain by
+/// at most this time.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_DRAIN_INTERVAL: Duration = Duration::from_millis(250);
 /// The wait after an event is this many times as long as the time in which the event was made, within the limits above.

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// The largest numbers of tasks, groups (child registries) and services that one event lists.
+/// One event lists at most these numbers of tasks, groups (child registries) and services.
 const MAX_TASKS: usize = 200;
 const MAX_GROUPS: usize = 50;
 const MAX_SERVICES: usize = 100;
@@ -22,8 +22,8 @@ const MAX_SERVICES: usize = 100;
 const MAX_LOSS: usize = 300;
 /// If at least this many tasks must be read for an event, the event is expensive. All open pages share an expensive event for a short time.
 const MANY_TASKS: usize = 1000;
-/// Pages share an expensive event for this many times as long as the time that was needed to make it. So even many open pages together use
-/// only a small part of one thread.
+/// The time for which pages share an expensive event is this factor times the time that was needed to make the event. So even many open
+/// pages together use only a small part of one thread.
 const AGE_FACTOR: u32 = 20;
 /// The longest time for which pages share an event. This time is shorter than the time between two events, so every page receives new
 /// events.
@@ -51,7 +51,7 @@ pub(super) struct Source {
     shared: Mutex<Option<SharedEvent>>,
 }
 
-/// A clone gets other settings, so the clone does not share events with the cloned value.
+/// A clone can have other settings than the cloned value, so they do not share events.
 impl Clone for Source {
     fn clone(&self) -> Self {
         let Self { registry, serving, host, .. } = self;
@@ -76,8 +76,8 @@ impl Source {
         Self { registry, serving, host: None, shared: Mutex::default() }
     }
 
-    /// Returns an event with the current state. During a drain (`draining` is true), this is the last event if all listed tasks of the
-    /// page's registry only serve requests.
+    /// Returns an event with the current state. `draining` says whether the page's registry drains. If the registry drains and all its
+    /// listed tasks only serve requests, this event is the last one of the stream.
     pub(super) fn event(&self, draining: bool) -> Event {
         // The lock is held while the event is made, so that other streams wait and share the event.
         let mut shared = lock(&self.shared);
@@ -164,8 +164,8 @@ struct Lists {
     /// The child registries. If there are too many child registries, the list contains only the registries with the most tasks.
     groups: Vec<InPhase<Group>>,
     more_groups: usize,
-    /// The services in the order in which they were started. If there are too many services, the list first contains services that do not
-    /// run, and then services with a loss.
+    /// The services, from the first started service to the last. If there are too many services, the list first contains services that do
+    /// not run, and then services with a loss.
     services: Vec<InPhase<ServiceInfo>>,
     more_services: usize,
     /// The number of tasks and child registries that were read for the lists.
@@ -186,7 +186,7 @@ struct InPhase<T> {
 #[derive(Serialize)]
 struct Group {
     task: TaskInfo,
-    /// The number of tasks and child registries in flight directly in this group. Tasks inside these child registries are not included.
+    /// The number of tasks and child registries that are in flight in this group. Tasks inside these child registries are not included.
     in_flight: usize,
 }
 

@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 
 pub(super) type SharedTimer = Arc<dyn Timer + Send + Sync>;
 
-/// A time limit that becomes shorter when the server stops.
+/// A time limit that the drain timeout can shorten when the server stops.
 pub(super) struct TimeLimit {
     timer: SharedTimer,
     timeout: Duration,
     drain_timeout: Duration,
-    /// `None` after the signal, because the drain timeout applies then.
+    /// `None` after the signal has been triggered. From this moment on, the drain timeout is an upper limit.
     signal: Option<ShutdownSignal>,
     deadline: Option<Instant>,
     sleep: Option<Pin<Box<dyn Sleep>>>,
@@ -36,7 +36,7 @@ impl TimeLimit {
         self.sleep = None;
     }
 
-    /// Resolves when the time has expired. The first call starts the time. The first call after `stop` starts the time again.
+    /// Resolves when the time has expired. The first call starts the timer. The first call after `stop` restarts the timer from zero.
     fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.signal.as_mut().is_some_and(|signal| Pin::new(signal).poll(cx).is_ready()) {
             self.signal = None;
@@ -106,7 +106,7 @@ impl fmt::Debug for TimedBody {
 pub(super) struct TimedIo<I, P> {
     io: I,
     limit: TimeLimit,
-    /// The permit of the connection, which is dropped after the connection has been closed.
+    /// The permit of the connection. This permit is dropped after the connection has been closed.
     _permit: P,
 }
 
