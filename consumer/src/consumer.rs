@@ -90,11 +90,11 @@ impl<S: Source> Consumer<S> {
     /// receipt is void (no longer valid), the task counts as failed. The text of the failure starts with `done, but not acknowledged`, and
     /// the message may be handled again.
     ///
-    /// If the handler fails, panics or exceeds its [time limit](Self::timeout), the task counts as failed or panicked. The consumer
-    /// retries the message after a [backoff](Self::backoff). After [`max_attempts`](Self::max_attempts) attempts, or after a
-    /// [`Failure::dead`](crate::Failure::dead), the consumer moves the message to the dead-letter queue. If it cannot move the message,
-    /// the message returns to its queue when the lease expires. On a source without a lease, the message returns after a backoff. If a task
-    /// is aborted before shutdown, this is a failed attempt too.
+    /// If the handler fails, panics or exceeds its [time limit](Self::timeout), the task counts as failed or panicked. The consumer retries
+    /// the message after a [backoff](Self::backoff). After [`max_attempts`](Self::max_attempts) attempts, or after a
+    /// [`Failure::dead`](crate::Failure::dead), the consumer moves the message to the dead-letter queue. If it cannot move the message, the
+    /// message returns to its queue when the lease expires. On a source without a lease, the message returns after a backoff. If a task is
+    /// aborted before shutdown starts, the attempt counts as failed.
     ///
     /// # Leases
     ///
@@ -116,11 +116,11 @@ impl<S: Source> Consumer<S> {
     ///
     /// # Tasks in flight
     ///
-    /// The consumer is a task with the name `consumer`. The task is in flight until shutdown has started and no message is in progress.
-    /// It takes [no permit](Registry::without_permit), and it cannot be aborted. If the registry has a
+    /// The consumer is a task with the name `consumer`. The task is in flight until shutdown has started and no message is in progress. It
+    /// takes [no permit](Registry::without_permit), and it cannot be aborted. If the registry has a
     /// [limit](background_tasks::RegistryBuilder::max_in_flight), messages wait for a permit, and the consumer extends their leases. If the
     /// source panics, the shutdown starts, because the consumer is [critical](Registry::critical). The consumer owns a handle of the
-    /// registry. If the program drops its last handle, this therefore does not start the shutdown.
+    /// registry. The shutdown therefore does not start when the program drops its last handle.
     ///
     /// If `receive` fails, the consumer calls it again after 100 milliseconds. This pause doubles with each failure, up to 5 seconds. The
     /// consumer reports the first failure of an outage to the registry's observers, as a failed task named `consumer`. It also reports each

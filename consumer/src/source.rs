@@ -43,8 +43,8 @@ pub enum Release {
 /// - If a call fails, the consumer repeats it, unless [`is_void`](Self::is_void) returns `true` for the error. The source reconnects if
 ///   necessary.
 /// - If the future of a method other than `receive` is dropped, no message is lost. If a call that settles a message takes longer than a
-///   third of the lease, the consumer drops its future and repeats the call, until the lease expires. Without a lease, a call may take
-///   3.3 seconds, and the consumer stops repeating it after 10 seconds.
+///   third of the lease, the consumer drops its future and repeats the call, until the lease expires. Without a lease, a call can take up
+///   to 3.3 seconds, and the consumer stops its retries after 10 seconds.
 pub trait Source: Send + Sync + 'static {
     /// Identifies one delivery of a message.
     type Receipt: Send + 'static;
@@ -62,8 +62,8 @@ pub trait Source: Send + Sync + 'static {
     ///
     /// # Cancel safety
     ///
-    /// This method need not be cancel safe. A consumer drops the future only during the shutdown, if the future has not resolved one lease
-    /// after the start of the shutdown. Without a lease, this limit is 10 seconds.
+    /// This method need not be cancel safe. A consumer drops the future only in one case: the shutdown started one lease ago, and the
+    /// future has not resolved. Without a lease, this time is 10 seconds.
     fn receive(&self, most: usize) -> impl Future<Output = Result<Vec<Message<Self::Receipt>>, Self::Error>> + Send;
 
     /// Deletes a message from the queue, because its handler has completed.
@@ -101,8 +101,8 @@ pub trait Source: Send + Sync + 'static {
         true
     }
 
-    /// Returns whether an error means that the receipt is void (no longer valid). The consumer does not repeat such a call. Default:
-    /// `false`.
+    /// Returns whether an error means that the receipt is void (no longer valid). If it does, the consumer does not repeat the call.
+    /// Default: `false`.
     fn is_void(&self, error: &Self::Error) -> bool {
         let _ = error;
         false

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 /// The shortest and the longest pause after a failed `receive`.
 const RECEIVE_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// On a source without a lease, the time for which the consumer waits for the broker, including repeated calls.
+/// On a source without a lease, the consumer waits for the broker for at most this time, including repeated calls.
 const CALL_LIMIT: Duration = Duration::from_secs(10);
 
 pub(crate) struct Worker<S, P, H> {
@@ -47,7 +47,8 @@ enum Settlement<'a> {
 /// The error of a delivery that the consumer could not settle.
 struct Unsettled {
     error: String,
-    /// Whether the message still belongs to this consumer, and has no lease whose end would return the message to the queue.
+    /// `true` if the message still belongs to this consumer, and has no lease. Without a lease, the message does not return to the queue
+    /// when a time has passed.
     is_held: bool,
 }
 
@@ -247,7 +248,7 @@ where
         how: Settlement<'_>,
     ) -> Result<(), Unsettled> {
         // After the lease has expired, another consumer may have the message. An acknowledgement is still useful, because the work is done.
-        // All other calls are left to that consumer.
+        // Only that consumer may make the other calls.
         if lease.is_expired() && !matches!(how, Settlement::Ack) {
             return Err(Unsettled { error: "the lease has expired".into(), is_held: false });
         }

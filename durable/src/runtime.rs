@@ -37,7 +37,7 @@ pin_project! {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
             let _context = this.runtime.enter();
-            this.future.set(None); // a dropped connection spawns a task that puts it back into its pool
+            this.future.set(None); // the drop of a connection spawns a task that puts the connection back into its pool
         }
     }
 }

@@ -30,7 +30,7 @@ use std::sync::Arc;
 
 impl<T> Queue<T> {
     /// Starts a worker when the returned future is awaited. The worker runs jobs of this queue as tasks of the registry until the registry
-    /// shuts down. The tasks have the name of the queue. The future resolves when the registry counts the worker as a task in flight.
+    /// shuts down. The tasks have the name of the queue. The future resolves when the registry has counted the worker as a task in flight.
     ///
     /// # Outcomes
     ///

@@ -10,9 +10,9 @@ use base64::prelude::BASE64_STANDARD;
 use std::fmt;
 use std::time::Duration;
 
-/// The largest number of messages that the service returns for one call.
+/// The service returns at most this many messages for one call.
 const MAX_BATCH: usize = 32;
-/// The longest time for which the service can make a message invisible.
+/// The service can make a message invisible for at most this time.
 const MAX_DELAY: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// A queue of Azure Queue Storage, with the client [`azure_storage_queue`]. Needs tokio.
@@ -44,7 +44,7 @@ pub struct AzureReceipt {
     /// The service replaces this value at each update of the message.
     pop_receipt: String,
     text: String,
-    /// Whether the dead-letter queue contains a copy of the message. A repeated call then makes no second copy.
+    /// Whether the dead-letter queue contains a copy of the message. If it does, a repeated call makes no second copy.
     is_copied: bool,
 }
 

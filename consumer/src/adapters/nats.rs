@@ -26,7 +26,8 @@ pub struct JetStream {
     consumer: PullConsumer,
     lease: Duration,
     dead_letters: String,
-    /// An error of a `receive` that also received messages. This call returned the messages, and the next call returns the error.
+    /// If a `receive` receives messages and then an error, it returns the messages and stores the error here. The next `receive` returns
+    /// the error.
     error: Mutex<Option<Error>>,
 }
 
@@ -139,8 +140,8 @@ impl Source for JetStream {
         self.confirmed(receipt, AckKind::Term).await
     }
 
-    /// Prevents a busy loop. The server can end a request immediately without a message, for example if `max_ack_pending` is reached and
-    /// other requests wait.
+    /// This interval prevents a busy loop, because the server can end a request immediately without a message, for example if
+    /// `max_ack_pending` is reached and other requests wait.
     fn poll_interval(&self) -> Duration {
         Duration::from_millis(10)
     }

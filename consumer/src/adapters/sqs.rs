@@ -10,11 +10,11 @@ use std::error::Error as _;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// The largest number of messages that the service returns for one call.
+/// The service returns at most this many messages for one call.
 const MAX_BATCH: usize = 10;
-/// The longest time for which a message can be invisible, extensions included. This time starts when the message is received.
+/// A message can be invisible for at most this time, extensions included. This time starts when the message is received.
 const MAX_INVISIBLE: Duration = Duration::from_secs(12 * 60 * 60);
-/// The largest number of attributes that a message can have.
+/// A message can have at most this many attributes.
 const MAX_ATTRIBUTES: usize = 10;
 const REASON: &str = "Dead-Letter-Reason";
 /// The reason is truncated to this number of characters, and is omitted for large payloads. The copy of a message therefore stays below
@@ -59,7 +59,7 @@ pub struct SqsReceipt {
     received_at: Instant,
     attributes: HashMap<String, MessageAttributeValue>,
     trace_header: Option<String>,
-    /// Whether the dead-letter queue contains a copy of the message. A repeated call then makes no second copy.
+    /// Whether the dead-letter queue contains a copy of the message. If it does, a repeated call makes no second copy.
     is_copied: bool,
 }
 

@@ -32,9 +32,11 @@ pub struct Plan {
 pub struct Report {
     /// The number of messages that were sent. The workers have handled all of them.
     pub messages: usize,
-    /// The number of attempts, without the first attempt of each message. A kill, a freeze, an abort or an outage caused each of them.
+    /// The number of repeated attempts: all attempts except the first attempt of each message. Each was caused by a kill, a freeze, an
+    /// abort or an outage.
     pub repeated: usize,
-    /// The longest time from the start of a worker's shutdown until its process exited. Workers that were aborted or frozen do not count.
+    /// The longest time from the start of a worker's shutdown until its process exited. Workers that abort their handlers, and workers that
+    /// were frozen, do not count.
     pub longest_stop: Duration,
 }
 
@@ -294,7 +296,7 @@ pub async fn processes<B: Broker>(broker: &B, mut command: impl FnMut() -> Comma
     Ok(report)
 }
 
-/// Waits until a worker has started to handle a message. Waits for at most ten seconds, because no messages may be left.
+/// Waits until a worker has started to handle a message. Waits for at most ten seconds, because the queue may be empty.
 async fn started(events: &Events, worker: usize) {
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(10) {

@@ -188,7 +188,7 @@ impl Tool {
                 changed.push(*id);
                 continue;
             }
-            // The status of the job may have changed since the first read.
+            // The job may have another status now than at the first read.
             let status = self.durable.job(*id).await?.map_or(job.status(), |job| job.status());
             let reason = (action.reason)(status);
             errors.push(format!("cannot {} job {id}, which is {status}: {reason}", action.infinitive));

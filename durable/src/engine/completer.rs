@@ -80,9 +80,9 @@ impl Engine {
             if update.worker.is_limited() {
                 update.worker.set_ready(true); // the end of this job may allow another job to start
             }
-            // If a retried commit finds nothing to update, an earlier commit without a response may have succeeded, so the outcome counts
-            // as committed. After a call to `complete_in`, this rule does not apply, because either the handler's transaction was
-            // committed, or the worker has lost the job.
+            // If a retried commit finds nothing to update, the response to an earlier commit may have been lost. The outcome then counts as
+            // committed. After a call to `complete_in`, this rule does not apply, because either the handler's transaction was committed,
+            // or the worker has lost the job.
             let may_be_applied = is_repeated && !update.is_completed;
             let committed = if may_be_applied && committed == Committed::Lost { Committed::Yes } else { committed };
             if let Some(duration) = update.duration {
