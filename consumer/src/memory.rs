@@ -53,7 +53,7 @@ struct State {
 struct Entry {
     delivery: Delivery,
     deliveries: u32,
-    /// Changes whenever the message gets a new receipt. A receipt with an older number is void (no longer valid).
+    /// This number changes each time the message gets a new receipt. A receipt with an older number is void (no longer valid).
     generation: u64,
     visible_at: Duration,
 }

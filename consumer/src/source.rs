@@ -40,11 +40,11 @@ pub enum Release {
 ///   messages of a lost connection again.
 /// - `receive` returns within about a second. If the queue is empty, it returns an empty vector. It returns at most `most` messages, and
 ///   does not wait for more messages when it has one. If a call takes as long as the lease, the consumer ignores its messages.
-/// - If a call fails, the consumer repeats it, unless [`is_void`](Self::is_void) returns `true` for the error. The source reconnects if
+/// - If a call fails, and [`is_void`](Self::is_void) returns `false` for the error, the consumer repeats the call. The source reconnects if
 ///   necessary.
 /// - If the future of a method other than `receive` is dropped, no message is lost. If a call that settles a message takes longer than a
-///   third of the lease, the consumer drops its future and repeats the call, until the lease expires. Without a lease, a call can take up
-///   to 3.3 seconds, and the consumer stops its retries after 10 seconds.
+///   third of the lease, the consumer drops the future of the call and repeats the call, until the lease expires. Without a lease, a call
+///   can take up to 3.3 seconds, and the consumer stops its retries after 10 seconds.
 pub trait Source: Send + Sync + 'static {
     /// Identifies one delivery of a message.
     type Receipt: Send + 'static;
@@ -69,7 +69,7 @@ pub trait Source: Send + Sync + 'static {
     /// Deletes a message from the queue, because its handler has completed.
     fn ack(&self, receipt: &mut Self::Receipt) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
-    /// Extends the lease, so that it expires one full lease after this call. This method may replace the receipt.
+    /// Extends the lease: it then expires one full lease after this call. This method may replace the receipt.
     ///
     /// A consumer calls this method only if [`lease`](Self::lease) returns a duration.
     fn extend(&self, receipt: &mut Self::Receipt) -> impl Future<Output = Result<(), Self::Error>> + Send;

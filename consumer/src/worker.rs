@@ -47,8 +47,7 @@ enum Settlement<'a> {
 /// The error of a delivery that the consumer could not settle.
 struct Unsettled {
     error: String,
-    /// `true` if the message still belongs to this consumer, and has no lease. Without a lease, the message does not return to the queue
-    /// when a time has passed.
+    /// `true` if the message still belongs to this consumer, and has no lease. The message then does not return to the queue automatically.
     is_held: bool,
 }
 
@@ -112,8 +111,8 @@ where
 
     /// Receives messages.
     ///
-    /// The shutdown does not cancel `receive`, because the messages of a dropped `receive` are invisible until their leases expire. One
-    /// lease after the start of the shutdown, such messages are visible again. This function then drops the future.
+    /// The shutdown does not cancel `receive`, because the messages of a dropped `receive` are invisible until their leases expire. When
+    /// one lease has passed since the start of the shutdown, such messages are visible again. This function then drops the future.
     async fn receive(&self, most: usize, signal: &ShutdownSignal) -> Result<Vec<Message<S::Receipt>>, String> {
         let limit = async {
             signal.clone().await;
@@ -121,7 +120,8 @@ where
         };
         let start = Instant::now();
         match select(pin!(self.source.receive(most)), pin!(limit)).await {
-            // The call took as long as the lease, so the messages' leases have expired, and other consumers may have the messages.
+            // The call took as long as the lease. The leases of the messages have therefore expired, and other consumers may have received
+            // the messages.
             Either::Left((Ok(_), _)) if self.source.lease().is_some_and(|lease| start.elapsed() >= lease) => Ok(Vec::new()),
             Either::Left((received, _)) => received.map_err(|error| error.to_string()),
             Either::Right(_) => Err("the broker does not respond".into()),

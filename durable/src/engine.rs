@@ -184,7 +184,7 @@ impl Engine {
         }
     }
 
-    /// Schedules the next check of the queues after this delay, unless an earlier check is scheduled.
+    /// Schedules the next check of the queues after this delay. If an earlier check is already scheduled, does nothing.
     pub(crate) fn look_in(&self, delay: Duration) {
         let at = Instant::now() + delay;
         let mut state = lock(&self.state);
@@ -277,7 +277,7 @@ impl Engine {
         }
     }
 
-    /// Removes workers from the store if they are shutting down and hold no jobs.
+    /// If a worker is shutting down and holds no jobs, removes this worker from the store.
     async fn remove_ended(&self, workers: &[Arc<WorkerHandle>]) {
         let ended: Vec<_> = workers.iter().filter(|worker| worker.has_ended()).collect();
         if ended.is_empty() {
@@ -439,8 +439,8 @@ impl Engine {
     }
 }
 
-/// When a transaction of the program enqueues jobs, the engine sends two notifications, each after one of these delays. Most transactions
-/// commit within the first delay.
+/// When a transaction of the program enqueues jobs, the engine waits for the first delay and sends a notification. It then waits for the
+/// second delay and sends another notification. Most transactions commit within the first delay.
 const COMMIT_DELAYS: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(190)];
 
 /// When a notification has arrived, the engine waits for this time and then checks for delayed and cancelled jobs.

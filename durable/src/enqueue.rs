@@ -109,7 +109,8 @@ impl Enqueue {
     /// Sets a unique key. Among the jobs of the queue that wait, run or are retried, only one job can have the key. If an existing job has
     /// the key, nothing is enqueued, and the call returns the ID of that job.
     ///
-    /// When the job is done, dead, cancelled or deleted, the key is free again, unless [`unique_for`](Enqueue::unique_for) reserves it.
+    /// When the job is done, dead, cancelled or deleted, the key is free again. [`unique_for`](Enqueue::unique_for) can reserve the key for
+    /// longer.
     pub fn unique_key(self, key: impl Into<String>) -> Enqueue<Enqueued> {
         let to_output = |pushed: Pushed| Enqueued { id: JobId(pushed.ids[0]), is_new: pushed.is_new };
         let Self { durable, mut spec, payloads, .. } = self;

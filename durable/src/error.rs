@@ -1,8 +1,9 @@
 use background_tasks::RejectReason;
 use std::{error, fmt, io};
 
-/// The error of a call to this crate. A failed call has changed nothing, unless the documentation of the call says otherwise. One exception
-/// applies to all calls. If the database becomes unavailable during the call ([`Error::Unavailable`]), the change may have been committed.
+/// The error of a call to this crate. By default, a failed call has changed nothing. The documentation of a call names its exceptions. One
+/// exception applies to all calls. If the database becomes unavailable during the call ([`Error::Unavailable`]), the change may have been
+/// committed.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {

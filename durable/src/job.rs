@@ -294,8 +294,8 @@ impl JobInfo {
         self.status
     }
 
-    /// Returns the number of finished attempts, including [crashes](JobInfo::crashes). Attempts that a shutdown interrupted are not
-    /// counted.
+    /// Returns the number of finished attempts, including [crashes](JobInfo::crashes). If a shutdown interrupted an attempt, the attempt is
+    /// not counted.
     pub fn attempts(&self) -> u32 {
         self.attempts.saturating_add(self.crashes)
     }

@@ -58,7 +58,7 @@ pub async fn advance(durable: &Durable, by: Duration) -> Result<(), Error> {
     Ok(())
 }
 
-/// Returns the jobs of a queue that wait or are retried, in the order in which they were enqueued. The length of the list is not limited.
+/// Returns the jobs of a queue that wait or are retried, oldest first. The length of the list is not limited.
 ///
 /// # Errors
 ///

@@ -77,7 +77,7 @@ impl WorkerOptions {
     /// Jobs that the same process enqueues start immediately. On Postgres, jobs that other processes enqueue also start immediately,
     /// because the processes send notifications. On Postgres, polls are therefore needed only for jobs whose notification was lost. On
     /// SQLite, the process polls for changes of the file, at least once a second. Each of these polls takes microseconds. If the workers of
-    /// a process have different intervals, all of them use the shortest interval.
+    /// a process have different intervals, all workers use the shortest interval.
     pub fn poll_interval(mut self, interval: Duration) -> Self {
         self.poll_interval = Some(interval.clamp(Duration::from_millis(1), MAX_DURATION));
         self

@@ -87,8 +87,8 @@ impl<T> Queue<T> {
         Enqueue::new(&self.durable, self.name, self.version, iter::once(job), |pushed| JobId(pushed.ids[0]))
     }
 
-    /// Serializes jobs, and enqueues all of them or none when the returned [`EnqueueAll`] is awaited. This is much faster than one
-    /// `enqueue` for each job.
+    /// Serializes jobs, and enqueues them when the returned [`EnqueueAll`] is awaited. Either all jobs are enqueued, or none. This is much
+    /// faster than one `enqueue` for each job.
     pub fn enqueue_all(&self, jobs: impl IntoIterator<Item = T>) -> EnqueueAll
     where
         T: Serialize,
@@ -230,7 +230,7 @@ impl<T> Queue<T> {
 
     /// Sets the limits of the queue for its workers in all processes, and replaces earlier limits. The limits are stored in the database.
     ///
-    /// While as many jobs run as the limit allows, each worker checks once a second whether jobs of other processes have ended.
+    /// When the number of running jobs has reached the limit, each worker checks once a second whether jobs of other processes have ended.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Enters a tokio runtime whenever a future of the database driver is polled or dropped, so that any executor can run these futures.
+//! Enters a tokio runtime each time a future of the database driver is polled or dropped. Any executor can therefore run these futures.
 
 use crate::error::Error;
 use pin_project_lite::pin_project;

@@ -18,7 +18,7 @@ use std::{fmt, mem};
 /// If a call is repeated, this stream ignores a second copy within its `duplicate_window`.
 ///
 /// The server confirms each acknowledgement, extension and release, even after the lease has expired. The client reconnects automatically.
-/// Each delivery counts as an attempt, even if a shutdown interrupted it.
+/// Each delivery counts as an attempt, even if a shutdown interrupted the handler.
 ///
 /// The lease limits the time of each call, so you need not set shorter timeouts for the client or for the JetStream context.
 pub struct JetStream {

@@ -30,7 +30,7 @@ pub struct Plan {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
-    /// The number of messages that were sent. The workers have handled all of them.
+    /// The number of messages that were sent. The workers have handled all these messages.
     pub messages: usize,
     /// The number of repeated attempts: all attempts except the first attempt of each message. Each was caused by a kill, a freeze, an
     /// abort or an outage.
@@ -115,8 +115,8 @@ type Events = Arc<Mutex<Vec<Event>>>;
 /// Runs in a worker process that [`processes`] starts. Handles the messages of a source until stdin closes, then drains the registry and
 /// returns.
 ///
-/// The registry must have [inspection](background_tasks::RegistryBuilder::inspect), so that it can abort handlers. The worker handles 16
-/// messages at a time. It reports to [`processes`] over stdout, so the process must not write anything else to stdout.
+/// The registry must have [inspection](background_tasks::RegistryBuilder::inspect), so that the registry can abort handlers. The worker
+/// handles 16 messages at a time. It reports to [`processes`] over stdout, so the process must not write anything else to stdout.
 ///
 /// # Panics
 ///
@@ -212,7 +212,7 @@ impl Drop for Worker {
     }
 }
 
-/// Sends messages to an empty queue. Then starts workers, and kills, freezes, stops and aborts them until each message has been handled.
+/// Sends messages to an empty queue. Then starts workers, and kills, freezes, stops and aborts workers until each message has been handled.
 ///
 /// `command` returns a command that starts a worker process, which must call [`worker`]. To freeze workers, this function runs the program
 /// `kill`, so a plan with freezes needs Unix. All messages must be handled within two minutes after the start of the last worker.

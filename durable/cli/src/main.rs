@@ -148,7 +148,7 @@ struct Tool {
 }
 
 impl Tool {
-    /// Finds an existing queue. A misspelled name is an error, so that it cannot create a queue.
+    /// Finds an existing queue. If the name is misspelled, this method fails, and no queue is created.
     async fn info(&self, name: &str) -> Result<QueueInfo, Failure> {
         let queues = self.durable.queues().await?;
         let names: Vec<_> = queues.iter().map(|queue| queue.name.clone()).collect();

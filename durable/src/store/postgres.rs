@@ -79,7 +79,7 @@ impl Postgres {
 }
 
 impl Drop for Postgres {
-    /// Closes the connection directly. A runtime would be needed to put the connection back into its pool.
+    /// Closes the connection directly. To put the connection back into its pool, a runtime would be needed.
     fn drop(&mut self) {
         drop(self.engine_connection.get_mut().take().map(PoolConnection::leak));
     }
@@ -107,8 +107,8 @@ async fn ping_timeout<T>(call: impl Future<Output = sqlx::Result<T>>) -> sqlx::R
 
 /// Configures a connection of the workers. Without the first setting, the server keeps the locks of a transaction whose connection does not
 /// respond, usually for two hours. Without the second setting, a connection that waits for a lock looks like a connection that does not
-/// respond. The other settings keep the server from sorting a whole queue when its statistics are old. They raise the estimated cost of
-/// plans, so the last setting keeps the server from compiling these plans.
+/// respond. The other settings keep the server from sorting a whole queue when its statistics are old. These settings raise the estimated
+/// cost of plans, so the last setting keeps the server from compiling the plans.
 async fn set_limits(conn: &mut PgConnection) -> sqlx::Result<()> {
     let limits = "SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '10s';
         SET enable_sort = off; SET enable_bitmapscan = off; SET enable_seqscan = off; SET jit = off";
@@ -269,9 +269,9 @@ fn without_nul(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }
 
-/// The lateral join makes the server use the index of available jobs, whatever the statistics of the table are. In other forms of this
-/// statement, the server sorts the whole queue at each fetch if the limit is a parameter. Statistics that were collected while the queue
-/// was empty have the same effect.
+/// The lateral join makes the server use the index of available jobs, even if the statistics of the table are missing or old. In other
+/// forms of this statement, the server sorts the whole queue at each fetch if the limit is a parameter. Statistics that were collected
+/// while the queue was empty have the same effect.
 ///
 /// The commit is synchronous. After an asynchronous commit, a crash of the server could undo the fetch, and another worker could start the
 /// job while this worker still runs it.
@@ -350,7 +350,7 @@ const RELEASE_CANCELLED: &str = "UPDATE @jobs SET worker = NULL WHERE id = ANY (
 const ENDED_OTHERWISE: &str =
     "SELECT id, queue, limit_key FROM @jobs WHERE id = ANY ($1) AND worker IS NULL AND limit_key IS NOT NULL";
 
-/// Makes the next blocked job of each of these limit keys available.
+/// For each of these limit keys, makes the next blocked job available.
 const UNBLOCK: &str = "UPDATE @jobs SET state = 'available' WHERE id = ANY (ARRAY(
     SELECT next.id FROM unnest($1::text[], $2::text[]) AS keys (queue, key)
     CROSS JOIN LATERAL (SELECT id FROM @jobs WHERE queue = keys.queue AND limit_key = keys.key AND state = 'blocked'
@@ -479,8 +479,8 @@ impl Postgres {
         Ok(EngineConnection { slot: Some(slot), connection })
     }
 
-    /// Returns the engine's connection if it is free, or otherwise another connection of the pool. While the caller uses the returned
-    /// connection, the engine can use another connection.
+    /// If the engine's connection is free, returns this connection. If not, returns another connection of the pool. While the caller uses
+    /// the returned connection, the engine can use another connection.
     async fn idle_connection(&self) -> StoreResult<EngineConnection<'_>> {
         let mut kept = self.engine_connection.try_lock().ok().and_then(|mut slot| slot.take());
         // The connection is checked, so that a call of the program does not fail because the server was restarted.

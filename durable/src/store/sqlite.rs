@@ -148,7 +148,7 @@ async fn check_tables(options: &SqliteConnectOptions) -> StoreResult {
     check_version(&MIGRATIONS, version)
 }
 
-/// The identity of the opened file. After the file was deleted or replaced, writes still succeed, but their data is lost.
+/// The identity of the opened file. If the file was deleted or replaced, writes still succeed, but their data is lost.
 #[derive(Clone)]
 struct File {
     /// The path of the file. The path is empty for a database in memory.
@@ -207,7 +207,7 @@ fn json(values: &impl Serialize) -> String {
     serde_json::to_string(values).expect("strings and numbers")
 }
 
-/// Inserts jobs, or nothing if the unique key is in use. `?1` is the current time.
+/// Inserts jobs. If the unique key is in use, inserts nothing. `?1` is the current time.
 const PUSH: &str = "INSERT INTO background_tasks_jobs
         (id, queue, state, priority, run_at, enqueued_at, version, unique_key, unique_until, limit_key, payload)
     SELECT value ->> 0, ?2, CASE WHEN ?3 <= ?1 THEN 'available' ELSE 'scheduled' END, ?4, ?3, ?1, ?5, ?6, ?7, ?8,

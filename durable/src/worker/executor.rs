@@ -42,7 +42,7 @@ enum AttemptError {
     Cancelled,
 }
 
-/// The prefix of a job's error after an attempt that panicked.
+/// If an attempt panics, the error of the job starts with this prefix.
 const PANICKED: &str = "panicked: ";
 
 /// How the run of a handler ended.
