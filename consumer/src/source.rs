@@ -12,7 +12,7 @@ pub struct Message<R> {
     pub receipt: R,
 }
 
-/// Why a message returns to its queue.
+/// The reason why a message returns to its queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Release {

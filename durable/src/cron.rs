@@ -179,7 +179,7 @@ impl<T: Serialize + Send + 'static> Queue<T> {
     ///
     /// The store contains the last tick of each schedule. When the task starts, it applies the policy of [`CronSchedule::missed`] to the
     /// ticks that were missed after the stored tick. If no tick is stored yet, the task enqueues the job of the last tick in the previous 5
-    /// minutes. The policy does not change this.
+    /// minutes. The policy has no effect on this job.
     ///
     /// During an outage of the store, the task retries the current tick for up to a day. The task reports the outage to the registry's
     /// observers as one failed task. After the outage, each later tick that is more than 5 minutes late counts as missed. If `job` panics,

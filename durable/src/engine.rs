@@ -142,8 +142,8 @@ impl Engine {
     }
 
     /// Sends notifications outside the transactions that enqueue jobs, because the server commits transactions with notifications one at a
-    /// time. Notifications that are requested during a call are sent together in the next call. If a notification is lost, its job waits
-    /// until the next check of the queue.
+    /// time. If several notifications are requested during a call, the next call sends all of them. If a notification is lost, its job
+    /// waits until the next check of the queue.
     async fn send_notices(&self) {
         loop {
             let queues: Vec<_> = {

@@ -65,8 +65,8 @@ impl WorkerOptions {
     ///
     /// A worker has one permit for each job that it can run at the same time. It fetches jobs when at least one permit is free. A fetch
     /// takes one job for each free permit. If the batch size is larger than the number of free permits, the fetch takes as many jobs as the
-    /// batch size. With short jobs, a worker with large batches is faster, because it fetches less often. Fetched jobs without a permit
-    /// wait in this worker, even if other workers are idle.
+    /// batch size. With short jobs, a worker with large batches is faster, because it fetches less often. Jobs that are fetched but have no
+    /// permit wait in this worker, even if other workers are idle.
     pub fn batch_size(mut self, jobs: usize) -> Self {
         self.batch_size = jobs.clamp(1, MAX_ROWS);
         self

@@ -196,7 +196,7 @@ pub(crate) struct QueueTick {
     pub(crate) is_limited: bool,
 }
 
-/// A worker that is registered in the store. Each heartbeat renews the lease of the worker.
+/// A worker that is registered in the store. Each heartbeat renews its lease.
 #[derive(Clone, Debug)]
 pub(crate) struct WorkerLease {
     pub(crate) id: String,
@@ -267,7 +267,7 @@ pub(crate) trait Store: Send + Sync + 'static {
     fn fetch<'a>(&'a self, requests: &'a [FetchRequest]) -> StoreFuture<'a, Vec<FetchedJob>>;
     /// Fetches jobs like `fetch`, but from a queue with limits.
     fn fetch_limited<'a>(&'a self, request: &'a FetchRequest) -> StoreFuture<'a, LimitedFetch>;
-    /// Commits outcomes, and makes blocked jobs available if the limit of their key allows these jobs again.
+    /// Commits outcomes, and makes blocked jobs available if the limit of their key now allows these jobs.
     fn commit<'a>(&'a self, outcomes: &'a [Outcome]) -> StoreFuture<'a, Vec<Committed>>;
     /// Returns the jobs that these workers hold.
     fn held<'a>(&'a self, workers: &'a [String]) -> StoreFuture<'a, Vec<HeldJob>>;
@@ -275,7 +275,7 @@ pub(crate) trait Store: Send + Sync + 'static {
     fn give_back<'a>(&'a self, jobs: &'a [HeldJob]) -> StoreFuture<'a>;
     /// Deletes some of the jobs whose retention has expired. Returns the number of deleted jobs.
     fn prune<'a>(&'a self, queue: &'a str, retention: Duration, dead_retention: Duration) -> StoreFuture<'a, u64>;
-    /// Makes the next blocked job of each limit key available. This call is needed if a process has died before it could make the job
+    /// Makes available the next blocked job of each limit key. This call is needed if a process has died before it could make the job
     /// available.
     fn unblock<'a>(&'a self, queue: &'a str) -> StoreFuture<'a>;
     /// Returns the stored last tick of a schedule. If `tick` is later than the stored tick, stores `tick` as the last tick.

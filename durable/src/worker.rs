@@ -156,9 +156,9 @@ type StartJob = dyn Fn(JobLease, FetchedJob, Permit) -> BoxFuture<'static, ()> +
 struct WorkerTask {
     handle: Arc<WorkerHandle>,
     engine: Arc<Engine>,
-    /// Fetched jobs that wait for a permit.
+    /// Jobs that the worker has fetched, and that wait for a permit.
     jobs: VecDeque<(JobLease, FetchedJob)>,
-    /// Suspects that wait until they can run alone.
+    /// Suspects that the worker has fetched, and that wait until they can run alone.
     suspects: VecDeque<(JobLease, FetchedJob, Suspect)>,
     report: Box<dyn Fn(Arc<str>) + Send + Sync>,
     /// Starts the task of a job. The returned future resolves when the registry has accepted or rejected the task.

@@ -23,7 +23,7 @@ const MAX_DELAY: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 ///
 /// - By default, the service deletes a message 7 days after it was sent, even while the message waits for its retry. To prevent this,
 ///   send the message with the time to live -1, which means no limit.
-/// - Each delivery counts as an attempt, even if a shutdown interrupted the handler.
+/// - Each delivery counts as an attempt, even if a shutdown released the message.
 /// - The service rounds delays and leases up to whole seconds. Their maximum is 7 days.
 /// - A message has at most 64 KiB and no headers. The copy of a dead message contains no reason and never expires. If the response to the
 ///   copy is lost, the dead-letter queue may contain two copies.

@@ -18,7 +18,7 @@ use std::{fmt, mem};
 /// If a call is repeated, this stream ignores a second copy within its `duplicate_window`.
 ///
 /// The server confirms each acknowledgement, extension and release, even after the lease has expired. The client reconnects automatically.
-/// Each delivery counts as an attempt, even if a shutdown interrupted the handler.
+/// Each delivery counts as an attempt, even if a shutdown released the message.
 ///
 /// The lease limits the time of each call, so you need not set shorter timeouts for the client or for the JetStream context.
 pub struct JetStream {
@@ -61,7 +61,7 @@ impl JetStream {
         Ok(())
     }
 
-    /// Stores the error for the next `receive`, and returns the earlier error.
+    /// Stores the error for the next `receive`, and returns the error that was stored before.
     fn set_error(&self, error: Option<Error>) -> Option<Error> {
         mem::replace(&mut *self.error.lock().unwrap_or_else(PoisonError::into_inner), error)
     }

@@ -286,7 +286,7 @@ impl Source for RabbitQueue {
     }
 }
 
-/// Returns the value of a header as a number, if it is one.
+/// Returns the value of a header if the value is a number.
 fn integer(value: &AMQPValue) -> Option<u32> {
     match value {
         AMQPValue::LongLongInt(number) => u32::try_from(*number).ok(),
@@ -296,7 +296,7 @@ fn integer(value: &AMQPValue) -> Option<u32> {
     }
 }
 
-/// Returns the value of a header as a string, if it is one.
+/// Returns the value of a header if the value is a string.
 fn text(value: &AMQPValue) -> Option<String> {
     match value {
         AMQPValue::LongString(text) => Some(text.to_string()),

@@ -30,7 +30,7 @@ const TRACE_HEADER: &str = "X-Amzn-Trace-Id";
 /// client, usually with the crate `aws-config`. The client needs the permissions `sqs:ReceiveMessage`, `sqs:ChangeMessageVisibility` and
 /// `sqs:DeleteMessage` for the queue, and `sqs:SendMessage` for the queue for dead messages.
 ///
-/// - Each delivery counts as an attempt, even if a shutdown interrupted the handler. The count of the service is approximate.
+/// - Each delivery counts as an attempt, even if a shutdown released the message. The count of the service is approximate.
 /// - If the queue has a redrive policy, SQS itself moves a message to another queue after `maxReceiveCount` deliveries, and no observer
 ///   receives a report. Use no redrive policy, or set `maxReceiveCount` above [`max_attempts`](crate::Consumer::max_attempts).
 /// - The service deletes a message when the retention period has elapsed since the message was sent. Default: 4 days. Maximum: 14 days.

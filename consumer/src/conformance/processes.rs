@@ -87,7 +87,7 @@ impl Plan {
         self
     }
 
-    /// Allows repeated attempts for all messages. Use this if you kill or freeze the broker while [`processes`] runs.
+    /// Allows repeated attempts for all messages. Use this method if you kill or freeze the broker during the call to [`processes`].
     pub const fn broker_fails(mut self) -> Self {
         self.broker_fails = true;
         self
@@ -112,8 +112,8 @@ struct Event {
 
 type Events = Arc<Mutex<Vec<Event>>>;
 
-/// Runs in a worker process that [`processes`] starts. Handles the messages of a source until stdin closes, then drains the registry and
-/// returns.
+/// Each worker process, which [`processes`] starts, must call this function. The function handles the messages of a source until stdin
+/// closes. It then drains the registry and returns.
 ///
 /// The registry must have [inspection](background_tasks::RegistryBuilder::inspect), so that the registry can abort handlers. The worker
 /// handles 16 messages at a time. It reports to [`processes`] over stdout, so the process must not write anything else to stdout.
@@ -219,8 +219,8 @@ impl Drop for Worker {
 ///
 /// # Errors
 ///
-/// Returns the promise that the source breaks, if a message is lost, if a message is repeated without a reason, or if a worker does not
-/// stop.
+/// If a message is lost, if a message is repeated without a reason, or if a worker does not stop, returns the promise that the source
+/// breaks.
 pub async fn processes<B: Broker>(broker: &B, mut command: impl FnMut() -> Command, plan: Plan) -> Result<Report, Violation> {
     let violation = |promise| move |observed: String| Violation { promise, observed };
     let runs = violation("a worker runs until it is stopped, and then exits");

@@ -21,7 +21,7 @@ const BUSY_PERIOD: Duration = Duration::from_millis(10);
 pub(crate) struct Update {
     pub(super) worker: Arc<WorkerHandle>,
     pub(super) outcome: Outcome,
-    /// Whether the handler has called `complete_in`, even if the transaction of that call was not committed.
+    /// `true` if the handler has called `complete_in`, even if the transaction of that call was not committed.
     pub(super) is_completed: bool,
     /// The duration of the attempt, if metrics are recorded.
     pub(super) duration: Option<Duration>,
@@ -95,7 +95,7 @@ impl Engine {
     }
 }
 
-/// Returns the value of the metrics' label `outcome` for an attempt.
+/// Returns the value of the label `outcome` in the metrics for an attempt.
 fn label(state: NextState, committed: Committed, is_completed: bool) -> &'static str {
     match (committed, state) {
         (Committed::Lost, _) if is_completed => "done",

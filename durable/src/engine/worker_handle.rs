@@ -98,7 +98,7 @@ impl WorkerHandle {
         lock(&self.state).is_gone = true;
     }
 
-    /// Returns whether the worker fetches no more jobs.
+    /// Returns whether the worker has stopped fetching jobs.
     pub(crate) fn is_closing(&self) -> bool {
         self.signal.is_triggered() || lock(&self.state).is_gone
     }

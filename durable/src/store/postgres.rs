@@ -25,7 +25,7 @@ use ulid::Ulid;
 /// A call waits for a connection for at most this time.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// If a connection of the workers has been idle for this time, it is closed.
+/// A connection of the workers is closed after it has been idle for this time.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The time limit for checking that a connection responds. The pool checks a connection before each use, and some connections after each
@@ -345,12 +345,12 @@ const COMMIT: &str = "UPDATE @jobs AS jobs SET state = outcome.state, worker = N
 /// Releases cancelled jobs from their workers. `COMMIT` has not changed these jobs.
 const RELEASE_CANCELLED: &str = "UPDATE @jobs SET worker = NULL WHERE id = ANY ($1) AND state = 'cancelled' AND worker IS NOT NULL RETURNING id, queue, limit_key";
 
-/// Finds jobs with a limit key that had already ended before this call: their handlers have called `complete_in`, or an earlier call has
-/// committed their outcomes.
+/// Finds jobs that have a limit key and had already ended before this call: their handlers have called `complete_in`, or an earlier call
+/// has committed their outcomes.
 const ENDED_OTHERWISE: &str =
     "SELECT id, queue, limit_key FROM @jobs WHERE id = ANY ($1) AND worker IS NULL AND limit_key IS NOT NULL";
 
-/// For each of these limit keys, makes the next blocked job available.
+/// Makes available the next blocked job of each of these limit keys.
 const UNBLOCK: &str = "UPDATE @jobs SET state = 'available' WHERE id = ANY (ARRAY(
     SELECT next.id FROM unnest($1::text[], $2::text[]) AS keys (queue, key)
     CROSS JOIN LATERAL (SELECT id FROM @jobs WHERE queue = keys.queue AND limit_key = keys.key AND state = 'blocked'
@@ -469,7 +469,7 @@ impl Postgres {
         sql(text, &self.prefix)
     }
 
-    /// Waits until no other call uses the engine's connection, and returns this connection.
+    /// Returns the engine's connection. If another call uses this connection, waits until that call has ended.
     async fn engine_connection(&self) -> StoreResult<EngineConnection<'_>> {
         let mut slot = self.engine_connection.lock().await;
         let connection = match slot.take() {

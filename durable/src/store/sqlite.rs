@@ -310,12 +310,12 @@ const COMMIT: &str = "UPDATE background_tasks_jobs AS jobs SET state = outcome.s
 const RELEASE_CANCELLED: &str = "UPDATE background_tasks_jobs SET worker = NULL
     WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'cancelled' AND worker IS NOT NULL RETURNING id, queue, limit_key";
 
-/// Finds jobs with a limit key that had already ended before this call: their handlers have called `complete_in`, or an earlier call has
-/// committed their outcomes.
+/// Finds jobs that have a limit key and had already ended before this call: their handlers have called `complete_in`, or an earlier call
+/// has committed their outcomes.
 const ENDED_OTHERWISE: &str = "SELECT id, queue, limit_key FROM background_tasks_jobs
     WHERE id IN (SELECT value FROM json_each(?1)) AND worker IS NULL AND limit_key IS NOT NULL";
 
-/// Makes the next blocked job of a limit key available.
+/// Makes available the next blocked job of a limit key.
 const UNBLOCK: &str = "UPDATE background_tasks_jobs SET state = 'available' WHERE seq IN (
     SELECT seq FROM background_tasks_jobs INDEXED BY background_tasks_jobs_blocked
     WHERE queue = ?1 AND limit_key = ?2 AND state = 'blocked' ORDER BY priority DESC, run_at, seq LIMIT 1)";
