@@ -19,7 +19,7 @@ use std::time::Duration;
 /// [`on_dead`](WorkerOptions::on_dead) as in production. If the handler enqueues due jobs in the queue, the function also runs these jobs.
 /// If the handler always enqueues another job, the function never returns. As in a worker, a failed attempt ends when the last clone of its
 /// [`Job`] is dropped. A retry is not due before its backoff has expired. To let the backoff expire, call [`advance`]. If the queue is
-/// paused, or if its limits allow no further job, the function returns without the remaining jobs.
+/// paused, or if its limits allow no further job, the function leaves the remaining jobs in the queue.
 ///
 /// If a payload cannot be deserialized as a `T`, the job is [dead](JobStatus::Dead), and [`JobInfo::error`] names the type and the cause.
 /// Assert the status of each attempt, because `drain` returns `Ok` even if attempts fail.

@@ -176,7 +176,7 @@ impl Tool {
         Ok(())
     }
 
-    /// Applies the action to all jobs that allow it. Fails if a job does not allow the action.
+    /// Applies the action to all jobs that allow the action. If a job does not allow it, fails after the last job.
     async fn change_jobs(&self, action: &Action, ids: &[JobId]) -> Result<(), Failure> {
         let (mut changed, mut errors) = (Vec::new(), Vec::new());
         for id in ids {
@@ -256,7 +256,7 @@ fn number(count: u64) -> String {
     if count > QueueCounts::LIMIT { format!("{}+", QueueCounts::LIMIT) } else { count.to_string() }
 }
 
-/// Asks for confirmation on the terminal. Fails if there is no terminal.
+/// Requests confirmation on the terminal. If there is no terminal, fails.
 fn confirm(question: &str) -> Result<(), Failure> {
     if !io::stdin().is_terminal() {
         return Err(Failure::Usage(format!("{question} Pass --yes to confirm")));
