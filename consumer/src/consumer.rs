@@ -87,8 +87,8 @@ impl<S: Source> Consumer<S> {
     /// If the handler completes, the consumer acknowledges the message. The task ends when the broker has confirmed the acknowledgement.
     /// (RabbitMQ confirms acknowledgements only during the drain.) If the acknowledgement fails, the consumer repeats the acknowledgement
     /// until the lease expires. On a source without a lease, it repeats the acknowledgement for 10 seconds. If no acknowledgement succeeds,
-    /// or if the receipt is void (no longer valid), the task counts as failed. The text of the failure starts with `done, but not
-    /// acknowledged`, and the message may be handled again.
+    /// or if the receipt is void (no longer valid), the task counts as failed. The text of the failure starts with
+    /// `done, but not acknowledged`, and the message may be handled again.
     ///
     /// If the handler fails, panics or exceeds its [time limit](Self::timeout), the task counts as failed or panicked. The consumer retries
     /// the message after a [backoff](Self::backoff). After [`max_attempts`](Self::max_attempts) attempts, or after a
