@@ -1,8 +1,8 @@
 //! Tests implementations of [`Source`](crate::Source).
 //!
-//! [`source`] calls the methods of a source one by one. [`processes()`] starts worker processes that handle the messages of the source. It
-//! kills, freezes and stops these workers, and compares the messages that they handled with the messages that it sent. If the source
-//! breaks a promise, each function returns the first broken promise.
+//! [`source`] calls the methods of a source one by one. [`processes()`] starts worker processes that handle the messages of the source.
+//! [`processes()`] kills, freezes and stops these workers. It then checks that no message was lost, and that no message was repeated
+//! without a reason. If the source breaks a promise, each function returns the first broken promise.
 //!
 //! ```
 //! use background_tasks_consumer::{MemoryQueue, conformance};

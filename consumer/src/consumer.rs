@@ -46,14 +46,14 @@ impl<S: Source> Consumer<S> {
     /// If the broker delivers a message again after the last attempt, no handler runs. The consumer moves the message to the dead-letter
     /// queue, and reports this by a failed task with the name of the handler's tasks.
     ///
-    /// The default is high because most brokers count each delivery as an attempt. The following deliveries count although the handler
-    /// has not failed. If `attempts` is small, they can make a message dead:
+    /// The default is high because most brokers count each delivery as an attempt. The following deliveries count although the handler has
+    /// not failed. If `attempts` is small, these deliveries can make a message dead:
     ///
     /// - The process was killed, or the lease of the message expired. This can happen before the handler starts.
     /// - The registry aborted the handler when the grace period expired.
     /// - A shutdown released the message before its handler started. The consumer does not do this at the last attempt: during the drain,
-    ///   it still handles messages at their last attempt. Messages that RabbitMQ has sent in advance are an exception. The shutdown
-    ///   releases them, and this counts in classic queues and, before RabbitMQ 4.3, in quorum queues.
+    ///   it still handles messages at their last attempt. Messages that RabbitMQ has sent in advance are an exception: the shutdown
+    ///   releases these messages. Classic queues count this release as an attempt, and so do quorum queues before RabbitMQ 4.3.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.options.max_attempts = attempts.max(1);
         self
@@ -85,16 +85,16 @@ impl<S: Source> Consumer<S> {
     /// # Outcomes
     ///
     /// If the handler completes, the consumer acknowledges the message. The task ends when the broker has confirmed the acknowledgement.
-    /// (RabbitMQ confirms acknowledgements only during the drain.) If the acknowledgement fails, the consumer repeats it until the lease
-    /// expires. On a source without a lease, it repeats the acknowledgement for 10 seconds. If no acknowledgement succeeds, or if the
-    /// receipt is void (no longer valid), the task counts as failed. The text of the failure starts with `done, but not acknowledged`, and
-    /// the message may be handled again.
+    /// (RabbitMQ confirms acknowledgements only during the drain.) If the acknowledgement fails, the consumer repeats the acknowledgement
+    /// until the lease expires. On a source without a lease, it repeats the acknowledgement for 10 seconds. If no acknowledgement succeeds,
+    /// or if the receipt is void (no longer valid), the task counts as failed. The text of the failure starts with
+    /// `done, but not acknowledged`, and the message may be handled again.
     ///
-    /// If the handler fails, panics or exceeds its [time limit](Self::timeout), the task counts as failed or panicked. The consumer
-    /// retries the message after a [backoff](Self::backoff). After [`max_attempts`](Self::max_attempts) attempts, or after a
-    /// [`Failure::dead`](crate::Failure::dead), the consumer moves the message to the dead-letter queue. If it cannot move the message,
-    /// the message returns to its queue when the lease expires. On a source without a lease, the message returns after a backoff. If a task
-    /// is aborted before shutdown, this is a failed attempt too.
+    /// If the handler fails, panics or exceeds its [time limit](Self::timeout), the task counts as failed or panicked. The consumer retries
+    /// the message after a [backoff](Self::backoff). After [`max_attempts`](Self::max_attempts) attempts, or after a
+    /// [`Failure::dead`](crate::Failure::dead), the consumer moves the message to the dead-letter queue. If it cannot move the message, the
+    /// message returns to its queue when the lease expires. On a source without a lease, the message returns after a backoff. If a task is
+    /// aborted before shutdown starts, the attempt counts as failed.
     ///
     /// # Leases
     ///
@@ -116,11 +116,11 @@ impl<S: Source> Consumer<S> {
     ///
     /// # Tasks in flight
     ///
-    /// The consumer is a task with the name `consumer`. The task is in flight until shutdown has started and no message is in progress.
-    /// It takes [no permit](Registry::without_permit), and it cannot be aborted. If the registry has a
+    /// The consumer is a task with the name `consumer`. The task is in flight until shutdown has started and no message is in progress. It
+    /// takes [no permit](Registry::without_permit), and it cannot be aborted. If the registry has a
     /// [limit](background_tasks::RegistryBuilder::max_in_flight), messages wait for a permit, and the consumer extends their leases. If the
     /// source panics, the shutdown starts, because the consumer is [critical](Registry::critical). The consumer owns a handle of the
-    /// registry. If the program drops its last handle, this therefore does not start the shutdown.
+    /// registry. The shutdown therefore does not start when the program drops its last handle.
     ///
     /// If `receive` fails, the consumer calls it again after 100 milliseconds. This pause doubles with each failure, up to 5 seconds. The
     /// consumer reports the first failure of an outage to the registry's observers, as a failed task named `consumer`. It also reports each

@@ -5,8 +5,8 @@ use std::time::Duration;
 /// An error with which a handler decides whether and when its message is retried.
 ///
 /// A handler may return any error that implements `Display`. For an error of another type, the consumer does the same as for
-/// [`retry`](Self::retry). The operator `?` converts each `std::error::Error` to a `Failure`. If the last
-/// [attempt](crate::Consumer::max_attempts) fails, any failure moves the message to the dead-letter queue.
+/// [`retry`](Self::retry). The operator `?` converts each `std::error::Error` to a `Failure`. At the [last
+/// attempt](crate::Consumer::max_attempts), any failure moves the message to the dead-letter queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     text: String,

@@ -35,7 +35,7 @@ fn sleep<T: Timer>(timer: &T, duration: Duration) -> Sleep<T> {
 impl<T: Timer> Sleeps<T> {
     /// Starts the timers of a lease.
     ///
-    /// The lease is extended after a third of its length, so that time is left to repeat a failed extension.
+    /// The lease is extended after a third of its length, so there is time to repeat a failed extension.
     fn start(timer: &T, length: Duration) -> Self {
         Self { extension: sleep(timer, length / 3), expiry: sleep(timer, length) }
     }

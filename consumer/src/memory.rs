@@ -53,7 +53,7 @@ struct State {
 struct Entry {
     delivery: Delivery,
     deliveries: u32,
-    /// Changes whenever the message gets a new receipt. A receipt with an older number is void (no longer valid).
+    /// This number changes each time the message gets a new receipt. A receipt with an older number is void (no longer valid).
     generation: u64,
     visible_at: Duration,
 }
@@ -65,8 +65,8 @@ pub struct MemoryReceipt {
     generation: u64,
 }
 
-/// The error that a method returns if its receipt is not valid any more. The message is acknowledged or dead, was delivered again, or
-/// another call has replaced the receipt.
+/// The error that a method returns if its receipt is not valid any more. This is the case if the message is acknowledged or dead, if it was
+/// delivered again, or if another call has replaced the receipt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReceiptVoid(());
 

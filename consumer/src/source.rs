@@ -12,7 +12,7 @@ pub struct Message<R> {
     pub receipt: R,
 }
 
-/// Why a message returns to its queue.
+/// The reason why a message returns to its queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Release {
@@ -40,11 +40,11 @@ pub enum Release {
 ///   messages of a lost connection again.
 /// - `receive` returns within about a second. If the queue is empty, it returns an empty vector. It returns at most `most` messages, and
 ///   does not wait for more messages when it has one. If a call takes as long as the lease, the consumer ignores its messages.
-/// - If a call fails, the consumer repeats it, unless [`is_void`](Self::is_void) returns `true` for the error. The source reconnects if
+/// - If a call fails, and [`is_void`](Self::is_void) returns `false` for the error, the consumer repeats the call. The source reconnects if
 ///   necessary.
 /// - If the future of a method other than `receive` is dropped, no message is lost. If a call that settles a message takes longer than a
-///   third of the lease, the consumer drops its future and repeats the call, until the lease expires. Without a lease, a call may take
-///   3.3 seconds, and the consumer stops repeating it after 10 seconds.
+///   third of the lease, the consumer drops the future of the call and repeats the call, until the lease expires. Without a lease, a call
+///   can take up to 3.3 seconds, and the consumer stops its retries after 10 seconds.
 pub trait Source: Send + Sync + 'static {
     /// Identifies one delivery of a message.
     type Receipt: Send + 'static;
@@ -62,14 +62,14 @@ pub trait Source: Send + Sync + 'static {
     ///
     /// # Cancel safety
     ///
-    /// This method need not be cancel safe. A consumer drops the future only during the shutdown, if the future has not resolved one lease
-    /// after the start of the shutdown. Without a lease, this limit is 10 seconds.
+    /// This method need not be cancel safe. A consumer drops the future only in one case: the shutdown started one lease ago, and the
+    /// future has not resolved. Without a lease, this time is 10 seconds.
     fn receive(&self, most: usize) -> impl Future<Output = Result<Vec<Message<Self::Receipt>>, Self::Error>> + Send;
 
     /// Deletes a message from the queue, because its handler has completed.
     fn ack(&self, receipt: &mut Self::Receipt) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
-    /// Extends the lease, so that it expires one full lease after this call. This method may replace the receipt.
+    /// Extends the lease: it then expires one full lease after this call. This method may replace the receipt.
     ///
     /// A consumer calls this method only if [`lease`](Self::lease) returns a duration.
     fn extend(&self, receipt: &mut Self::Receipt) -> impl Future<Output = Result<(), Self::Error>> + Send;
@@ -101,8 +101,8 @@ pub trait Source: Send + Sync + 'static {
         true
     }
 
-    /// Returns whether an error means that the receipt is void (no longer valid). The consumer does not repeat such a call. Default:
-    /// `false`.
+    /// Returns whether an error means that the receipt is void (no longer valid). If it does, the consumer does not repeat the call.
+    /// Default: `false`.
     fn is_void(&self, error: &Self::Error) -> bool {
         let _ = error;
         false

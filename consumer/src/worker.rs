@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 /// The shortest and the longest pause after a failed `receive`.
 const RECEIVE_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// On a source without a lease, the time for which the consumer waits for the broker, including repeated calls.
+/// On a source without a lease, the consumer waits for the broker for at most this time, including repeated calls.
 const CALL_LIMIT: Duration = Duration::from_secs(10);
 
 pub(crate) struct Worker<S, P, H> {
@@ -47,7 +47,7 @@ enum Settlement<'a> {
 /// The error of a delivery that the consumer could not settle.
 struct Unsettled {
     error: String,
-    /// Whether the message still belongs to this consumer, and has no lease whose end would return the message to the queue.
+    /// `true` if the message still belongs to this consumer, and has no lease. The message then does not return to the queue automatically.
     is_held: bool,
 }
 
@@ -111,8 +111,8 @@ where
 
     /// Receives messages.
     ///
-    /// The shutdown does not cancel `receive`, because the messages of a dropped `receive` are invisible until their leases expire. One
-    /// lease after the start of the shutdown, such messages are visible again. This function then drops the future.
+    /// The shutdown does not cancel `receive`, because the messages of a dropped `receive` are invisible until their leases expire. When
+    /// one lease has passed since the start of the shutdown, such messages are visible again. This function then drops the future.
     async fn receive(&self, most: usize, signal: &ShutdownSignal) -> Result<Vec<Message<S::Receipt>>, String> {
         let limit = async {
             signal.clone().await;
@@ -120,7 +120,8 @@ where
         };
         let start = Instant::now();
         match select(pin!(self.source.receive(most)), pin!(limit)).await {
-            // The call took as long as the lease, so the messages' leases have expired, and other consumers may have the messages.
+            // The call took as long as the lease. The leases of the messages have therefore expired, and other consumers may have received
+            // the messages.
             Either::Left((Ok(_), _)) if self.source.lease().is_some_and(|lease| start.elapsed() >= lease) => Ok(Vec::new()),
             Either::Left((received, _)) => received.map_err(|error| error.to_string()),
             Either::Right(_) => Err("the broker does not respond".into()),
@@ -247,7 +248,7 @@ where
         how: Settlement<'_>,
     ) -> Result<(), Unsettled> {
         // After the lease has expired, another consumer may have the message. An acknowledgement is still useful, because the work is done.
-        // All other calls are left to that consumer.
+        // Only that consumer may make the other calls.
         if lease.is_expired() && !matches!(how, Settlement::Ack) {
             return Err(Unsettled { error: "the lease has expired".into(), is_held: false });
         }

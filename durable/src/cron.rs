@@ -13,24 +13,23 @@ use std::panic::Location;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-/// The longest delay of a tick that does not count as missed. For example, a short outage of the store delays a tick.
+/// A tick does not count as missed if its delay is at most this long. For example, a short outage of the store delays a tick.
 const MAX_LATENESS: Duration = Duration::from_mins(5);
 
-/// How long the unique key of a tick is reserved. This period must be longer than `MAX_LATENESS`, so that a late process cannot enqueue the
-/// job of the tick a second time.
+/// The unique key of a tick is reserved for this period. If the period were not longer than `MAX_LATENESS`, a late process could enqueue
+/// the job of the tick a second time.
 const KEY_PERIOD: Duration = Duration::from_mins(15);
 
-/// The longest time for which the task of a schedule sleeps. After this time, the task reads the clock again, because the clock may have
-/// been changed.
+/// The task of a schedule sleeps for at most this time. It then reads the clock again, because the clock may have been changed.
 const MAX_SLEEP: Duration = Duration::from_secs(30);
 
-/// How long the task waits after a failure before it tries again to enqueue the job of a tick.
+/// If the task cannot enqueue the job of a tick, it waits for this time and tries again.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// The greatest age of a missed tick. The task ignores older ticks.
+/// The task ignores missed ticks that are older than this.
 const MAX_MISSED: TimeDelta = TimeDelta::days(1);
 
-/// Selects the missed ticks whose jobs are still enqueued. A tick is missed if it was due while no process ran the schedule, or during a
+/// Determines for which missed ticks a job is enqueued late. A tick is missed if it was due while no process ran the schedule, or during a
 /// long outage of the store. See [`CronSchedule::missed`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -180,7 +179,7 @@ impl<T: Serialize + Send + 'static> Queue<T> {
     ///
     /// The store contains the last tick of each schedule. When the task starts, it applies the policy of [`CronSchedule::missed`] to the
     /// ticks that were missed after the stored tick. If no tick is stored yet, the task enqueues the job of the last tick in the previous 5
-    /// minutes. The policy does not change this.
+    /// minutes. The policy has no effect on this job.
     ///
     /// During an outage of the store, the task retries the current tick for up to a day. The task reports the outage to the registry's
     /// observers as one failed task. After the outage, each later tick that is more than 5 minutes late counts as missed. If `job` panics,
@@ -269,7 +268,7 @@ impl<T: Serialize + Send + 'static> Queue<T> {
                             let enqueue = async { queue.enqueue(job(tick.into())).unique_key(&*key).unique_for(KEY_PERIOD).await };
                             match panics::catch(with_timeout(RESPONSE_TIMEOUT, enqueue)).await {
                                 Ok(Ok(_)) => outage.ended(),
-                                // A retry would fail in the same way.
+                                // The function would panic again, so the tick is not retried.
                                 Err(payload) => report_panic(skipped_tick(tick, panics::message(&*payload))),
                                 Ok(Err(error @ Error::Encode(_))) => report(skipped_tick(tick, &error.to_string()).into()),
                                 Ok(Err(error)) => {

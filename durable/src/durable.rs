@@ -74,8 +74,8 @@ impl Durable {
     /// `background_tasks_`.
     ///
     /// Earlier versions of this crate stored jobs in the tables `Jobs` and `Workers`. The first process that opens the file with this
-    /// version moves these jobs to the new tables. Stop the workers of the earlier version before this process starts. Otherwise jobs that
-    /// these workers still run would run a second time.
+    /// version moves these jobs to the new tables. Stop the workers of the earlier version before this process starts. If such a worker
+    /// still runs a job, the job runs a second time.
     ///
     /// # Errors
     ///
@@ -113,8 +113,8 @@ impl Durable {
         Ok(Self::new(Sqlite::in_memory().await?, runtime))
     }
 
-    /// Connects to the Postgres database at a URL such as `postgres://user:password@host:port/database`. If the URL does not contain a
-    /// part, such as the password, the value of an environment variable is used, such as `PGPASSWORD`.
+    /// Connects to the Postgres database at a URL such as `postgres://user:password@host:port/database`. If a part, such as the password,
+    /// is not in the URL, its value comes from an environment variable, such as `PGPASSWORD`.
     ///
     /// # Tables and privileges
     ///
@@ -125,8 +125,8 @@ impl Durable {
     /// a user needs only `USAGE` on the schema, and `SELECT`, `INSERT`, `UPDATE` and `DELETE` on its tables.
     ///
     /// Earlier versions of this crate stored jobs in the schema `apalis`. The first process that connects with this version moves these
-    /// jobs to the new tables. Stop the workers of the earlier version before this process starts. Otherwise jobs that these workers still
-    /// run would run a second time.
+    /// jobs to the new tables. Stop the workers of the earlier version before this process starts. If such a worker still runs a job, the
+    /// job runs a second time.
     ///
     /// # Connections
     ///

@@ -3,7 +3,7 @@
 //!
 //! The engine is woken when this process enqueues a job, when a permit becomes free, and when another process sends a notification. The
 //! engine also checks the queues for due jobs, both when the next job is due and at a regular interval. The regular checks are needed
-//! because a notification can be lost. A job causes no work until it is due.
+//! because a notification can be lost. A job that is not due causes no work.
 
 mod completer;
 mod heartbeat;
@@ -34,7 +34,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use ulid::Ulid;
 
-/// The longest time for which a call to the store can delay the shutdown of a worker that has no jobs.
+/// If a worker without jobs shuts down, a call to the store delays its shutdown for at most this time.
 const SHUTDOWN_DELAY: Duration = Duration::from_millis(300);
 
 pub(crate) struct Engine {
@@ -44,7 +44,7 @@ pub(crate) struct Engine {
     pub(crate) slots: Slots,
     pub(crate) metrics: Metrics,
     state: Mutex<State>,
-    /// Notified when the engine has work to do.
+    /// This event wakes the engine when there is work to do.
     wake: Event,
     notices: Mutex<PendingNotices>,
 }
@@ -59,7 +59,7 @@ struct State {
     next_tick: Option<Instant>,
 }
 
-/// The queues whose notifications are not sent yet.
+/// Collects the queues for which a notification must be sent.
 #[derive(Default)]
 struct PendingNotices {
     queues: HashSet<String>,
@@ -142,8 +142,8 @@ impl Engine {
     }
 
     /// Sends notifications outside the transactions that enqueue jobs, because the server commits transactions with notifications one at a
-    /// time. Notifications that are requested during a call are sent together in the next call. If a notification is lost, its job waits
-    /// until the next check of the queue.
+    /// time. If several notifications are requested during a call, the next call sends all of them. If a notification is lost, its job
+    /// waits until the next check of the queue.
     async fn send_notices(&self) {
         loop {
             let queues: Vec<_> = {
@@ -184,7 +184,7 @@ impl Engine {
         }
     }
 
-    /// Schedules the next check of the queues after this delay, unless an earlier check is scheduled.
+    /// Schedules the next check of the queues after this delay. If an earlier check is already scheduled, does nothing.
     pub(crate) fn look_in(&self, delay: Duration) {
         let at = Instant::now() + delay;
         let mut state = lock(&self.state);
@@ -277,15 +277,15 @@ impl Engine {
         }
     }
 
-    /// Removes workers from the store if they are shutting down and hold no jobs.
+    /// If a worker is shutting down and holds no jobs, removes this worker from the store.
     async fn remove_ended(&self, workers: &[Arc<WorkerHandle>]) {
         let ended: Vec<_> = workers.iter().filter(|worker| worker.has_ended()).collect();
         if ended.is_empty() {
             return;
         }
         let ids: Vec<_> = ended.iter().map(|worker| worker.id.clone()).collect();
-        // The list is changed before the call to the store. If a heartbeat registers a removed worker again during this call, the heartbeat
-        // thread then finds that the worker has ended.
+        // The workers are removed from the list before the call to the store. If a heartbeat registers such a worker again during the call,
+        // the heartbeat thread does not find the worker in the list, and deletes its entry from the store.
         lock(&self.state).workers.retain(|worker| !ids.contains(&worker.id));
         // If this call fails, the workers are removed from the store when their leases expire.
         let _ = with_timeout(SHUTDOWN_DELAY, self.store.deregister(&ids)).await;
@@ -325,8 +325,8 @@ impl Engine {
         Ok(true)
     }
 
-    /// Compares the jobs that the workers hold according to the store with the jobs that the workers run. Stops cancelled jobs. If no
-    /// worker runs a job that a worker holds, the response to the fetch was lost. Such a job goes back into its queue.
+    /// Compares two lists: the jobs that the workers hold according to the store, and the jobs that the workers run. Stops cancelled jobs.
+    /// If a job is only in the first list, the response to its fetch was lost. This job goes back into its queue.
     async fn compare_held_jobs(&self, workers: &[Arc<WorkerHandle>]) -> StoreResult {
         let ids: Vec<_> = workers.iter().map(|worker| worker.id.clone()).collect();
         let Some(held) = self.unless_closing(workers, self.store.held(&ids)).await? else { return Ok(()) };
@@ -439,11 +439,11 @@ impl Engine {
     }
 }
 
-/// When a transaction of the program enqueues jobs, the engine sends two notifications, each after one of these delays. Most transactions
-/// commit within the first delay.
+/// When a transaction of the program enqueues jobs, the engine waits for the first delay and sends a notification. It then waits for the
+/// second delay and sends another notification. Most transactions commit within the first delay.
 const COMMIT_DELAYS: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(190)];
 
-/// The time from a notification until the engine checks for delayed and cancelled jobs.
+/// When a notification has arrived, the engine waits for this time and then checks for delayed and cancelled jobs.
 #[cfg(feature = "postgres")]
 const LOOK_AFTER_NOTICE: Duration = Duration::from_millis(100);
 

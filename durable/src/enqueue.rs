@@ -9,7 +9,8 @@ use std::fmt;
 use std::pin::Pin;
 use std::time::{Duration, SystemTime};
 
-/// The end of the year 9999, in seconds since 1970. Some clients of Postgres cannot read later dates.
+/// The latest time at which a job can be due: the end of the year 9999, in seconds since 1970. Some clients of Postgres cannot read later
+/// dates.
 const MAX_RUN_AT: Duration = Duration::from_secs(253_402_300_799);
 
 /// A request to enqueue one or more jobs. To enqueue the jobs, await the request or call [`in_transaction`](Enqueue::in_transaction).
@@ -55,7 +56,7 @@ impl<R> Enqueue<R> {
         Self { durable: durable.clone(), spec, payloads, to_output }
     }
 
-    /// Delays the jobs. The jobs become due when this time has passed since they were enqueued, by the clock of the store. Default: zero.
+    /// Delays the jobs. By the clock of the store, the jobs become due when this time has passed since the enqueue. Default: zero.
     pub fn delay(mut self, delay: Duration) -> Self {
         self.spec.run_at = if delay > MAX_DURATION { RunAt::At(SystemTime::UNIX_EPOCH + MAX_RUN_AT) } else { RunAt::After(delay) };
         self
@@ -85,8 +86,8 @@ impl<R> Enqueue<R> {
     ///
     /// If the connection has no open transaction, the jobs are committed immediately. Workers are notified 10 and 200 milliseconds after
     /// this call. If the transaction commits later, the workers find the jobs at their next poll. On SQLite, start the transaction with
-    /// `BEGIN IMMEDIATE`. Otherwise a transaction that first reads and then writes can fail, because another transaction may write between
-    /// the read and the write.
+    /// `BEGIN IMMEDIATE`. With a plain `BEGIN`, a transaction that first reads and then writes can fail, because another transaction may
+    /// write between the read and the write.
     ///
     /// # Errors
     ///
@@ -108,7 +109,8 @@ impl Enqueue {
     /// Sets a unique key. Among the jobs of the queue that wait, run or are retried, only one job can have the key. If an existing job has
     /// the key, nothing is enqueued, and the call returns the ID of that job.
     ///
-    /// When the job is done, dead, cancelled or deleted, the key is free again, unless [`unique_for`](Enqueue::unique_for) reserves it.
+    /// When the job is done, dead, cancelled or deleted, the key is free again. [`unique_for`](Enqueue::unique_for) can reserve the key for
+    /// longer.
     pub fn unique_key(self, key: impl Into<String>) -> Enqueue<Enqueued> {
         let to_output = |pushed: Pushed| Enqueued { id: JobId(pushed.ids[0]), is_new: pushed.is_new };
         let Self { durable, mut spec, payloads, .. } = self;

@@ -1,8 +1,9 @@
 use background_tasks::RejectReason;
 use std::{error, fmt, io};
 
-/// The error of a call to this crate. A failed call has changed nothing, unless the documentation of the call says otherwise. One exception
-/// applies to all calls. If the database becomes unavailable during the call ([`Error::Unavailable`]), the change may have been committed.
+/// The error of a call to this crate. By default, a failed call has changed nothing. The documentation of a call names its exceptions. One
+/// exception applies to all calls. If the database becomes unavailable during the call ([`Error::Unavailable`]), the change may have been
+/// committed.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -129,8 +130,8 @@ impl From<sqlx::Error> for Error {
                     // The database does not exist, or the server has closed the connection or is still starting.
                     "3D000" | "57P01" | "57P02" | "57P03" | "57P05" => Self::Unavailable(cause.message().to_owned()),
                     "25006" | "42501" => Self::Denied(error),
-                    // A pooler that is not in session mode changes the server connection. On the new connection, another process has
-                    // prepared a statement with the same name, or the statement is not prepared.
+                    // If a pooler is not in session mode, the next call can use another server connection. On that connection, another
+                    // process has prepared a statement with the same name, or the statement is not prepared.
                     "26000" | "42P05" => Self::Schema(pooler(cause.message())),
                     "08P01" if cause.message().contains("prepared statement") => Self::Schema(pooler(cause.message())),
                     code if code.starts_with("28") => Self::Denied(error),

@@ -294,8 +294,8 @@ impl JobInfo {
         self.status
     }
 
-    /// Returns the number of finished attempts, including [crashes](JobInfo::crashes). Attempts that a shutdown interrupted are not
-    /// counted.
+    /// Returns the number of finished attempts, including [crashes](JobInfo::crashes). If a shutdown interrupted an attempt, the attempt is
+    /// not counted.
     pub fn attempts(&self) -> u32 {
         self.attempts.saturating_add(self.crashes)
     }
@@ -310,7 +310,7 @@ impl JobInfo {
         self.version
     }
 
-    /// Returns when the job was enqueued, by the clock of the process that enqueued it.
+    /// Returns the time at which the job was enqueued, by the clock of the process that enqueued it.
     pub fn enqueued(&self) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_millis(self.id.0.timestamp_ms())
     }
@@ -320,7 +320,7 @@ impl JobInfo {
         self.due
     }
 
-    /// Returns when the job became done, dead or cancelled.
+    /// Returns the time at which the job became done, dead or cancelled. Returns `None` if the job has not ended.
     pub fn ended(&self) -> Option<SystemTime> {
         self.ended
     }

@@ -19,7 +19,7 @@ use std::time::Duration;
 /// [`on_dead`](WorkerOptions::on_dead) as in production. If the handler enqueues due jobs in the queue, the function also runs these jobs.
 /// If the handler always enqueues another job, the function never returns. As in a worker, a failed attempt ends when the last clone of its
 /// [`Job`] is dropped. A retry is not due before its backoff has expired. To let the backoff expire, call [`advance`]. If the queue is
-/// paused or its limits allow no further job, the function runs no further jobs.
+/// paused, or if its limits allow no further job, the function leaves the remaining jobs in the queue.
 ///
 /// If a payload cannot be deserialized as a `T`, the job is [dead](JobStatus::Dead), and [`JobInfo::error`] names the type and the cause.
 /// Assert the status of each attempt, because `drain` returns `Ok` even if attempts fail.
@@ -43,8 +43,8 @@ where
 }
 
 /// Moves the clock of the store forward. To do so, the function moves the stored times of all jobs, and of all [rate
-/// limits](crate::QueueLimits::rate), into the past. Delays, backoffs, retentions and the periods of unique keys become shorter by this
-/// time.
+/// limits](crate::QueueLimits::rate), into the past. Delays, backoffs, retentions and the periods of unique keys therefore end earlier by
+/// the time `by`.
 ///
 /// Use this function only in tests, because it changes every job of the store. The clock of the program does not move. [`JobInfo::due`] and
 /// [`JobInfo::ended`] return the moved times. The leases of workers and the schedules of `Queue::cron` do not change.
@@ -58,7 +58,7 @@ pub async fn advance(durable: &Durable, by: Duration) -> Result<(), Error> {
     Ok(())
 }
 
-/// Returns the jobs of a queue that wait or are retried, in the order in which they were enqueued. The length of the list is not limited.
+/// Returns the jobs of a queue that wait or are retried, oldest first. The length of the list is not limited.
 ///
 /// # Errors
 ///

@@ -3,8 +3,8 @@ use std::time::Duration;
 /// The limits of a queue. All workers of the queue share the limits, in any number of processes. See
 /// [`Queue::set_limits`](crate::Queue::set_limits).
 ///
-/// The limits are exact, because a job counts as running as soon as a worker fetches it. Fetches from a queue with limits take longer than
-/// other fetches, because the workers of the queue fetch one after another.
+/// The limits are exact, because each job counts as running from the moment when a worker fetches the job. Fetches from a queue with limits
+/// take longer than other fetches, because the workers of the queue fetch one after another.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[must_use = "pass the limits to `set_limits`"]
 pub struct QueueLimits {

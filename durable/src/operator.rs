@@ -22,8 +22,8 @@ pub struct QueueInfo {
     pub limits: QueueLimits,
     /// The number of jobs in each status.
     pub counts: QueueCounts,
-    /// How long the oldest due job has waited for a worker. `None` if no job is due. Jobs that wait because of the limit of their
-    /// [key](crate::Enqueue::limit_key) are ignored.
+    /// The time for which the oldest due job has waited for a worker, or `None` if no job is due. A job that waits because of the limit of
+    /// its [key](crate::Enqueue::limit_key) does not count.
     pub oldest: Option<Duration>,
     /// The number of workers whose lease has not expired.
     pub workers: u32,
@@ -92,11 +92,11 @@ impl UntypedQueue {
         &self.name
     }
 
-    /// Returns up to 100 jobs with this status. If `after` is `None`, returns the first jobs of the list. Otherwise returns the jobs that
-    /// follow the job `after`.
+    /// Returns up to 100 jobs with this status. If `after` is `None`, returns the first jobs of the list. If `after` is a job, returns the
+    /// jobs that follow this job in the list.
     ///
-    /// Waiting jobs are listed in the order in which they run. The list starts with jobs that are due, sorted by priority. Then follow jobs
-    /// that wait because of the limit of their key. Jobs that are due later are at the end. Jobs that are done, dead or cancelled are
+    /// Waiting jobs are listed in the order in which they run. The list starts with jobs that are due, sorted by priority. Jobs that wait
+    /// because of the limit of their key come next. Jobs that are due later are at the end. Jobs that are done, dead or cancelled are
     /// sorted by the time at which they ended, latest first. Running and retrying jobs are sorted by their due time, earliest first.
     /// `after` must be a job of the same list.
     ///

@@ -65,8 +65,8 @@ impl WorkerOptions {
     ///
     /// A worker has one permit for each job that it can run at the same time. It fetches jobs when at least one permit is free. A fetch
     /// takes one job for each free permit. If the batch size is larger than the number of free permits, the fetch takes as many jobs as the
-    /// batch size. With short jobs, a worker with large batches is faster, because it fetches less often. Fetched jobs without a permit
-    /// wait in this worker, even if other workers are idle.
+    /// batch size. With short jobs, a worker with large batches is faster, because it fetches less often. Jobs that are fetched but have no
+    /// permit wait in this worker, even if other workers are idle.
     pub fn batch_size(mut self, jobs: usize) -> Self {
         self.batch_size = jobs.clamp(1, MAX_ROWS);
         self
@@ -75,9 +75,9 @@ impl WorkerOptions {
     /// Sets how often the process polls the store. Default: 1 second on Postgres, and 25 ms on SQLite. Minimum: 1 ms.
     ///
     /// Jobs that the same process enqueues start immediately. On Postgres, jobs that other processes enqueue also start immediately,
-    /// because the processes send notifications. There, the polls are needed only for jobs whose notification was lost. On SQLite, the
-    /// process polls for changes of the file, at least once a second. Each of these polls takes microseconds. If the workers of a process
-    /// have different intervals, all of them use the shortest interval.
+    /// because the processes send notifications. On Postgres, polls are therefore needed only for jobs whose notification was lost. On
+    /// SQLite, the process polls for changes of the file, at least once a second. Each of these polls takes microseconds. If the workers of
+    /// a process have different intervals, all workers use the shortest interval.
     pub fn poll_interval(mut self, interval: Duration) -> Self {
         self.poll_interval = Some(interval.clamp(Duration::from_millis(1), MAX_DURATION));
         self
@@ -89,8 +89,8 @@ impl WorkerOptions {
     /// five heartbeats in the time of the shortest lease of all workers in the process.
     ///
     /// Choose a lease that is longer than any time for which the store is down, locked or stalled, and longer than any forward jump of the
-    /// store's clock. Otherwise another process may treat this worker as dead, and run the worker's jobs a second time. Use short leases in
-    /// tests only.
+    /// store's clock. With a shorter lease, another process may treat this worker as dead, and run its jobs a second time. Use short leases
+    /// in tests only.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = lease.clamp(Duration::from_secs(3), MAX_DURATION);
         self
@@ -105,7 +105,7 @@ impl WorkerOptions {
     /// Sets how many times a job runs again after the death of its worker. Default: 10. After one more death, the job is dead.
     ///
     /// A death is not counted as an attempt for [`max_attempts`](Self::max_attempts). When a worker dies, the death is counted for every
-    /// job that the worker held. A job with two deaths runs alone in its process, so that a crash caused by another job is not counted for
+    /// job that the worker held. A job with two deaths runs alone in its process. No other job can then cause a death that is counted for
     /// this job.
     pub fn crashes(mut self, crashes: u32) -> Self {
         self.crashes = crashes;
@@ -124,8 +124,8 @@ impl WorkerOptions {
     /// Sets a time limit for each attempt. Default: none. When the limit expires, the handler's future is dropped and the attempt has
     /// failed.
     ///
-    /// A blocking closure that the handler has started continues after the limit. The backoff starts when the last clone of the handler's
-    /// [`Job`](crate::Job) is dropped.
+    /// If the handler has started a blocking closure, the closure continues after the limit. The backoff starts when the last clone of the
+    /// handler's [`Job`](crate::Job) is dropped.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.timeout = Some(limit.min(MAX_DURATION));
         self
@@ -171,8 +171,8 @@ impl WorkerOptions {
 
     /// Sets how long a job with an unknown payload version waits before a worker fetches it again. Default: 60 seconds.
     ///
-    /// After this worker has fetched such a job, it fetches only about once a second for twice the delay, but for at most 5 minutes. During
-    /// this time, workers of a newer release usually fetch first.
+    /// When this worker has fetched such a job, it fetches less often: only about once a second. This lasts for twice the delay, but for at
+    /// most 5 minutes. During this time, workers of a newer release usually fetch first.
     pub fn unknown_version_delay(mut self, delay: Duration) -> Self {
         self.unknown_version_delay = delay.min(MAX_DURATION);
         self

@@ -52,8 +52,8 @@ impl Durable {
 impl<T> Queue<T> {
     /// Sets the version of the payload type `T`. Default: 1.
     ///
-    /// Raise the version whenever stored payloads cannot or must not be deserialized as the new `T`. Workers of the previous release cannot
-    /// run jobs of the new version. They put these jobs back into the queue, where the jobs wait for the
+    /// If stored payloads cannot or must not be deserialized as the new `T`, raise the version. Workers of the previous release cannot run
+    /// jobs of the new version. They put these jobs back into the queue, where the jobs wait for the
     /// [`unknown_version_delay`](crate::WorkerOptions::unknown_version_delay).
     #[must_use]
     pub fn version(mut self, version: u32) -> Self {
@@ -87,8 +87,8 @@ impl<T> Queue<T> {
         Enqueue::new(&self.durable, self.name, self.version, iter::once(job), |pushed| JobId(pushed.ids[0]))
     }
 
-    /// Serializes jobs, and enqueues all of them or none when the returned [`EnqueueAll`] is awaited. This is much faster than one
-    /// `enqueue` for each job.
+    /// Serializes jobs, and enqueues them when the returned [`EnqueueAll`] is awaited. Either all jobs are enqueued, or none. This is much
+    /// faster than one `enqueue` for each job.
     pub fn enqueue_all(&self, jobs: impl IntoIterator<Item = T>) -> EnqueueAll
     where
         T: Serialize,
@@ -105,11 +105,11 @@ impl<T> Queue<T> {
         self.durable.runtime.enter(self.store().info(Some(self.name), id.0)).await
     }
 
-    /// Waits until a job is [done, dead or cancelled](crate::JobStatus::is_final), in any process. Returns `None` if the job is not in this
-    /// queue or has been deleted. The wait has no time limit.
+    /// Waits until a job is [done, dead or cancelled](crate::JobStatus::is_final). Any process can run the job. Returns `None` if the job
+    /// is not in this queue or has been deleted. The wait has no time limit.
     ///
-    /// If a worker of this process runs the job, the wait ends as soon as the job ends. If another process runs the job, the wait ends up
-    /// to a quarter of a second later. All waits of the process share one statement that polls the store.
+    /// If a worker of this process runs the job, the wait ends as soon as the job ends. If another process runs the job, the wait ends at
+    /// most a quarter of a second after the job. All waits of the process share one statement that polls the store.
     ///
     /// # Errors
     ///
@@ -173,7 +173,7 @@ impl<T> Queue<T> {
     }
 
     /// Deletes a job that is waiting, retrying, dead or cancelled, and frees its key. Returns `false` if the job is running, done or
-    /// unknown. Also returns `false` for a cancelled job whose worker has not stopped it yet.
+    /// unknown. Also returns `false` if the job is cancelled, but its worker has not stopped it yet.
     ///
     /// # Errors
     ///
@@ -197,10 +197,10 @@ impl<T> Queue<T> {
 
     /// Cancels a job, even if another process runs it. Returns `false` if the job is done, dead, cancelled or unknown.
     ///
-    /// A job that is still waiting will never run. If the job runs, its worker drops the handler's future at the handler's next await
+    /// If the job is still waiting, it never runs. If the job runs, its worker drops the handler's future at the handler's next await
     /// point. A worker in this process drops the future immediately. A worker in another process usually drops the future within 0.1
     /// seconds, and within a second if a notification is lost. If the handler returns a result before its future is dropped, the result is
-    /// discarded. A blocking closure that the handler has started continues.
+    /// discarded. If the handler has started a blocking closure, the closure continues.
     ///
     /// # Errors
     ///
@@ -230,7 +230,7 @@ impl<T> Queue<T> {
 
     /// Sets the limits of the queue for its workers in all processes, and replaces earlier limits. The limits are stored in the database.
     ///
-    /// While the limit of running jobs is reached, a worker checks once a second whether jobs of other processes have ended.
+    /// When the number of running jobs has reached the limit, each worker checks once a second whether jobs of other processes have ended.
     ///
     /// # Errors
     ///

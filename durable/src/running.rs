@@ -20,10 +20,10 @@ use ulid::Ulid;
 /// A job that a worker of this process runs.
 pub(crate) struct RunningJob {
     pub(crate) id: Ulid,
-    /// The number of the job's run in the store. The number changes if the worker loses the job and fetches it again while the handler
-    /// still runs.
+    /// The number of the job's run in the store. If the worker loses the job, and fetches it again while the handler still runs, the number
+    /// changes.
     pub(crate) run: AtomicI32,
-    /// Whether the handler has called `complete_in`, even if the transaction of that call was not committed.
+    /// `true` if the handler has called `complete_in`, even if the transaction of that call was not committed.
     pub(crate) is_completed: AtomicBool,
     is_cancelled: AtomicBool,
     cancel_event: Event,

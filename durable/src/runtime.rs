@@ -1,4 +1,4 @@
-//! Enters a tokio runtime whenever a future of the database driver is polled or dropped, so that any executor can run these futures.
+//! Enters a tokio runtime each time a future of the database driver is polled or dropped. Any executor can therefore run these futures.
 
 use crate::error::Error;
 use pin_project_lite::pin_project;
@@ -37,7 +37,7 @@ pin_project! {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
             let _context = this.runtime.enter();
-            this.future.set(None); // a dropped connection spawns a task that puts it back into its pool
+            this.future.set(None); // the drop of a connection spawns a task that puts the connection back into its pool
         }
     }
 }

@@ -28,7 +28,7 @@ pub(crate) const MAX_ROWS: usize = 1000;
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum RunAt {
     Now,
-    /// The delay after the enqueue, by the clock of the store.
+    /// The job is due when this delay has passed since the enqueue, by the clock of the store.
     After(Duration),
     At(SystemTime),
 }
@@ -42,7 +42,7 @@ pub struct JobSpec {
     pub(crate) priority: u16,
     /// Only an `enqueue` of a single job can have a unique key.
     pub(crate) unique_key: Option<String>,
-    /// How long the key stays in use after the enqueue, even if the job has ended.
+    /// After the enqueue, the key stays in use for this time, even if the job has ended.
     pub(crate) unique_for: Option<Duration>,
     pub(crate) limit_key: Option<String>,
 }
@@ -108,7 +108,7 @@ pub(crate) struct LimitsRow {
     pub(crate) max_running_per_key: Option<i64>,
     pub(crate) rate_jobs: Option<f64>,
     pub(crate) rate_seconds: Option<f64>,
-    /// How many jobs the rate limit allows now.
+    /// The number of jobs that the rate limit allows now.
     pub(crate) allowed: Option<f64>,
     pub(crate) running: i64,
 }
@@ -185,7 +185,7 @@ pub(crate) enum Committed {
     Lost,
 }
 
-/// The result of a check whether a queue has due jobs.
+/// Says whether workers can fetch jobs of a queue, and when the next job is due.
 #[derive(Clone, Debug)]
 pub(crate) struct QueueTick {
     pub(crate) queue: String,
@@ -196,7 +196,7 @@ pub(crate) struct QueueTick {
     pub(crate) is_limited: bool,
 }
 
-/// A worker that is registered in the store. Each heartbeat renews the lease of the worker.
+/// A worker that is registered in the store. Each heartbeat renews its lease.
 #[derive(Clone, Debug)]
 pub(crate) struct WorkerLease {
     pub(crate) id: String,
@@ -221,7 +221,7 @@ pub(crate) trait Heart: Send {
     /// Renews the leases of these workers. If another process has removed a worker because its lease had expired, registers the worker
     /// again. Returns the IDs of the workers that were registered again.
     fn beat<'a>(&'a mut self, workers: &'a [WorkerLease]) -> StoreFuture<'a, Vec<String>>;
-    /// Deletes workers that had already ended when a heartbeat registered them again.
+    /// Deletes the entries of these workers, which had already ended when a heartbeat registered them again.
     fn deregister<'a>(&'a mut self, workers: &'a [String]) -> StoreFuture<'a>;
     /// Puts the jobs of dead workers back into their queues. Returns the number of these jobs.
     fn recover(&mut self) -> StoreFuture<'_, u64>;
@@ -256,8 +256,8 @@ pub(crate) trait Store: Send + Sync + 'static {
 
     fn heart(&self) -> StoreFuture<'_, Box<dyn Heart>>;
     fn register<'a>(&'a self, worker: &'a WorkerLease) -> StoreFuture<'a>;
-    /// Puts the jobs that these workers hold back into their queues, and deletes the workers. A later fetch for a deleted worker finds no
-    /// jobs.
+    /// Puts the jobs of these workers back into their queues, and deletes the entries of the workers. If a worker's entry is deleted, a
+    /// later fetch for this worker finds no jobs.
     fn deregister<'a>(&'a self, workers: &'a [String]) -> StoreFuture<'a>;
     /// Makes the due jobs of these queues available to workers. Returns for each queue whether workers can fetch jobs, and when the next
     /// job is due.
@@ -267,15 +267,15 @@ pub(crate) trait Store: Send + Sync + 'static {
     fn fetch<'a>(&'a self, requests: &'a [FetchRequest]) -> StoreFuture<'a, Vec<FetchedJob>>;
     /// Fetches jobs like `fetch`, but from a queue with limits.
     fn fetch_limited<'a>(&'a self, request: &'a FetchRequest) -> StoreFuture<'a, LimitedFetch>;
-    /// Commits outcomes, and makes blocked jobs available if the limit of their key allows these jobs again.
+    /// Commits outcomes, and makes blocked jobs available if the limit of their key now allows these jobs.
     fn commit<'a>(&'a self, outcomes: &'a [Outcome]) -> StoreFuture<'a, Vec<Committed>>;
     /// Returns the jobs that these workers hold.
     fn held<'a>(&'a self, workers: &'a [String]) -> StoreFuture<'a, Vec<HeldJob>>;
-    /// Makes fetched jobs that no worker has started available again.
+    /// Makes fetched jobs available again. No worker has started these jobs.
     fn give_back<'a>(&'a self, jobs: &'a [HeldJob]) -> StoreFuture<'a>;
     /// Deletes some of the jobs whose retention has expired. Returns the number of deleted jobs.
     fn prune<'a>(&'a self, queue: &'a str, retention: Duration, dead_retention: Duration) -> StoreFuture<'a, u64>;
-    /// Makes the next blocked job of each limit key available. This call is needed if a process has died before it could make the job
+    /// Makes available the next blocked job of each limit key. This call is needed if a process has died before it could make the job
     /// available.
     fn unblock<'a>(&'a self, queue: &'a str) -> StoreFuture<'a>;
     /// Returns the stored last tick of a schedule. If `tick` is later than the stored tick, stores `tick` as the last tick.
@@ -283,7 +283,7 @@ pub(crate) trait Store: Send + Sync + 'static {
     fn last_tick<'a>(&'a self, queue: &'a str, schedule: &'a str, tick: Option<i64>) -> StoreFuture<'a, Option<i64>>;
     fn save_checkpoint<'a>(&'a self, id: Ulid, run: i32, checkpoint: &'a str) -> StoreFuture<'a, bool>;
 
-    /// Finds a job in this queue, or in any queue if no name is given.
+    /// Finds a job in this queue. If no name is given, finds the job in any queue.
     fn info<'a>(&'a self, queue: Option<&'a str>, id: Ulid) -> StoreFuture<'a, Option<JobInfo>>;
     /// Returns the statuses of these jobs. Skips jobs that do not exist.
     fn statuses<'a>(&'a self, ids: &'a [Ulid]) -> StoreFuture<'a, Vec<(Ulid, JobStatus)>>;
@@ -299,8 +299,8 @@ pub(crate) trait Store: Send + Sync + 'static {
     /// Makes the dead job with this ID available. If no ID is given, makes up to `MAX_ROWS` dead jobs available. Returns the number of
     /// changed jobs.
     fn retry<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, u64>;
-    /// Deletes the job with this ID, unless it runs or is done. If no ID is given, deletes up to `MAX_ROWS` dead jobs. Returns the number
-    /// of deleted jobs.
+    /// If the job with this ID does not run and is not done, deletes the job. If no ID is given, deletes up to `MAX_ROWS` dead jobs.
+    /// Returns the number of deleted jobs.
     fn discard<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, u64>;
     fn cancel<'a>(&'a self, queue: &'a str, id: Ulid) -> StoreFuture<'a, bool>;
     fn counts<'a>(&'a self, queue: &'a str) -> StoreFuture<'a, QueueCounts>;

@@ -2,7 +2,7 @@
 //!
 //! [`Durable::in_memory`](crate::Durable::in_memory) creates a store for one test. [`enqueued`] lists the jobs that wait in a queue.
 //! [`drain`] runs the jobs of a queue that are due, without a registry and without a worker. [`advance`] moves the clock of the store
-//! forward, so that jobs become due that are scheduled for later or wait for their backoff.
+//! forward. Scheduled jobs, and jobs that wait for their backoff, then become due.
 //!
 //! ```
 //! use background_tasks_durable::testing::{advance, drain, enqueued};

@@ -1,6 +1,7 @@
 //! Implements a worker, which receives jobs from the engine and starts them as tasks of the registry.
 //!
-//! The task of the worker itself cannot be aborted. When its jobs are aborted, the worker can therefore still put them back into the queue.
+//! The task of the worker itself cannot be aborted. When jobs are aborted, their worker can therefore still put the jobs back into the
+//! queue.
 
 mod drain;
 mod executor;
@@ -30,7 +31,7 @@ use std::sync::Arc;
 
 impl<T> Queue<T> {
     /// Starts a worker when the returned future is awaited. The worker runs jobs of this queue as tasks of the registry until the registry
-    /// shuts down. The tasks have the name of the queue. The future resolves when the registry counts the worker as a task in flight.
+    /// shuts down. The tasks have the name of the queue. The future resolves when the registry has counted the worker as a task in flight.
     ///
     /// # Outcomes
     ///
@@ -44,8 +45,8 @@ impl<T> Queue<T> {
     /// job 01KAZ3V1Y3Q8RD7ZKJ1D3E5S9B, attempt 2 of 20: connection refused; retried in 1.7s
     /// ```
     ///
-    /// For each panicked attempt, the observers receive the message of the panic in the same form. For an aborted task, they receive no
-    /// message.
+    /// For each panicked attempt, the observers receive the message of the panic in the same form. For an aborted task, the observers
+    /// receive no message.
     ///
     /// # Shutdown
     ///
@@ -55,7 +56,7 @@ impl<T> Queue<T> {
     /// [inspection](background_tasks::RegistryBuilder::inspect) can abort tasks.
     ///
     /// If the process exits while jobs run that were not aborted, other workers take these jobs when the [lease](WorkerOptions::lease)
-    /// expires. The exit is counted as a [crash](WorkerOptions::crashes) of each of these jobs.
+    /// expires. For each of these jobs, the exit counts as a [crash](WorkerOptions::crashes).
     ///
     /// # Outages of the store
     ///
@@ -155,9 +156,9 @@ type StartJob = dyn Fn(JobLease, FetchedJob, Permit) -> BoxFuture<'static, ()> +
 struct WorkerTask {
     handle: Arc<WorkerHandle>,
     engine: Arc<Engine>,
-    /// Fetched jobs that wait for a permit.
+    /// Jobs that the worker has fetched, and that wait for a permit.
     jobs: VecDeque<(JobLease, FetchedJob)>,
-    /// Suspects that wait until they can run alone.
+    /// Suspects that the worker has fetched, and that wait until they can run alone.
     suspects: VecDeque<(JobLease, FetchedJob, Suspect)>,
     report: Box<dyn Fn(Arc<str>) + Send + Sync>,
     /// Starts the task of a job. The returned future resolves when the registry has accepted or rejected the task.

@@ -10,9 +10,9 @@ use base64::prelude::BASE64_STANDARD;
 use std::fmt;
 use std::time::Duration;
 
-/// The largest number of messages that the service returns for one call.
+/// The service returns at most this many messages for one call.
 const MAX_BATCH: usize = 32;
-/// The longest time for which the service can make a message invisible.
+/// The service can make a message invisible for at most this time.
 const MAX_DELAY: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// A queue of Azure Queue Storage, with the client [`azure_storage_queue`]. Needs tokio.
@@ -23,7 +23,7 @@ const MAX_DELAY: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 ///
 /// - By default, the service deletes a message 7 days after it was sent, even while the message waits for its retry. To prevent this,
 ///   send the message with the time to live -1, which means no limit.
-/// - Each delivery counts as an attempt, even if a shutdown interrupted it.
+/// - Each delivery counts as an attempt, even if a shutdown released the message.
 /// - The service rounds delays and leases up to whole seconds. Their maximum is 7 days.
 /// - A message has at most 64 KiB and no headers. The copy of a dead message contains no reason and never expires. If the response to the
 ///   copy is lost, the dead-letter queue may contain two copies.
@@ -44,7 +44,7 @@ pub struct AzureReceipt {
     /// The service replaces this value at each update of the message.
     pop_receipt: String,
     text: String,
-    /// Whether the dead-letter queue contains a copy of the message. A repeated call then makes no second copy.
+    /// Whether the dead-letter queue contains a copy of the message. If it does, a repeated call makes no second copy.
     is_copied: bool,
 }
 

@@ -18,7 +18,7 @@ use std::{fmt, mem};
 /// If a call is repeated, this stream ignores a second copy within its `duplicate_window`.
 ///
 /// The server confirms each acknowledgement, extension and release, even after the lease has expired. The client reconnects automatically.
-/// Each delivery counts as an attempt, even if a shutdown interrupted it.
+/// Each delivery counts as an attempt, even if a shutdown released the message.
 ///
 /// The lease limits the time of each call, so you need not set shorter timeouts for the client or for the JetStream context.
 pub struct JetStream {
@@ -26,7 +26,8 @@ pub struct JetStream {
     consumer: PullConsumer,
     lease: Duration,
     dead_letters: String,
-    /// An error of a `receive` that also received messages. This call returned the messages, and the next call returns the error.
+    /// If a `receive` receives messages and then an error, it returns the messages and stores the error here. The next `receive` returns
+    /// the error.
     error: Mutex<Option<Error>>,
 }
 
@@ -60,7 +61,7 @@ impl JetStream {
         Ok(())
     }
 
-    /// Stores the error for the next `receive`, and returns the earlier error.
+    /// Stores the error for the next `receive`, and returns the error that was stored before.
     fn set_error(&self, error: Option<Error>) -> Option<Error> {
         mem::replace(&mut *self.error.lock().unwrap_or_else(PoisonError::into_inner), error)
     }
@@ -139,8 +140,8 @@ impl Source for JetStream {
         self.confirmed(receipt, AckKind::Term).await
     }
 
-    /// Prevents a busy loop. The server can end a request immediately without a message, for example if `max_ack_pending` is reached and
-    /// other requests wait.
+    /// This interval prevents a busy loop, because the server can end a request immediately without a message, for example if
+    /// `max_ack_pending` is reached and other requests wait.
     fn poll_interval(&self) -> Duration {
         Duration::from_millis(10)
     }

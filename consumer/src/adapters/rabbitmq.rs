@@ -16,7 +16,7 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// The longest time for which a `receive` waits for the first message.
+/// A `receive` waits for the first message for at most this time.
 const RECEIVE_WAIT: Duration = Duration::from_millis(500);
 /// The time limit for opening a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -29,11 +29,12 @@ const REASON: &str = "x-dead-letter-reason";
 /// RabbitMQ has no leases: a message belongs to its consumer as long as the connection exists. Your program declares the queue and the
 /// queue for dead messages.
 ///
-/// - On a **quorum queue**, the broker counts the attempts. From RabbitMQ 4.0, the broker drops a message after 20 deliveries unless the
-///   queue has another `x-delivery-limit`. Set this limit to -1, or above [`max_attempts`](crate::Consumer::max_attempts).
+/// - On a **quorum queue**, the broker counts the attempts. By default, RabbitMQ 4.0 and later drop a message after 20 deliveries. To
+///   prevent this, set the `x-delivery-limit` of the queue to -1, or above [`max_attempts`](crate::Consumer::max_attempts).
 /// - On a **classic queue**, the broker does not count attempts. The source publishes a failed message again, at the end of the queue. The
-///   header `x-consumer-attempts` contains the number of failures. All deliveries that crashes or shutdowns interrupted count together as
-///   at most one attempt. If a message always kills its process, it is therefore never dead, unless `max_attempts` is 1.
+///   header `x-consumer-attempts` contains the number of failures. Even if crashes or shutdowns interrupt many deliveries, these deliveries
+///   together count as at most one attempt. If `max_attempts` is above 1, a message that always kills its process therefore never becomes
+///   dead.
 /// - RabbitMQ cannot delay a message. The consumer [keeps](Source::can_delay) a failed message until its backoff has elapsed, so keep the
 ///   backoff short.
 /// - By default, RabbitMQ closes the channel of a consumer that does not acknowledge or release a message within 30 minutes
@@ -71,7 +72,7 @@ pub struct RabbitReceipt {
     /// A clone of the handler's delivery, which shares the payload.
     delivery: Delivery,
     failed_attempts: u32,
-    /// Whether the broker has stored a copy of the message. A repeated call then makes no second copy.
+    /// Whether the broker has stored a copy of the message. If it has, a repeated call makes no second copy.
     is_copied: bool,
 }
 
@@ -104,7 +105,7 @@ impl RabbitQueue {
         Self { uri, queue, dead_letters, prefetch: 16, is_quorum, link, is_stopping }
     }
 
-    /// Sets the largest number of unsettled messages that the broker sends to this source. Default: 16. Minimum: 1. Use the
+    /// Sets the largest number of unsettled messages that the broker sends to this source. Default: 16. Minimum: 1. Set it to the
     /// [concurrency](crate::Consumer::concurrency) of the consumer.
     #[must_use]
     pub fn prefetch(mut self, messages: u16) -> Self {
@@ -285,7 +286,7 @@ impl Source for RabbitQueue {
     }
 }
 
-/// Returns the value of a header as a number, if it is one.
+/// Returns the value of a header if the value is a number.
 fn integer(value: &AMQPValue) -> Option<u32> {
     match value {
         AMQPValue::LongLongInt(number) => u32::try_from(*number).ok(),
@@ -295,7 +296,7 @@ fn integer(value: &AMQPValue) -> Option<u32> {
     }
 }
 
-/// Returns the value of a header as a string, if it is one.
+/// Returns the value of a header if the value is a string.
 fn text(value: &AMQPValue) -> Option<String> {
     match value {
         AMQPValue::LongString(text) => Some(text.to_string()),

@@ -10,11 +10,11 @@ use std::error::Error as _;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// The largest number of messages that the service returns for one call.
+/// The service returns at most this many messages for one call.
 const MAX_BATCH: usize = 10;
-/// The longest time for which a message can be invisible, extensions included. This time starts when the message is received.
+/// A message can be invisible for at most this time, extensions included. This time starts when the message is received.
 const MAX_INVISIBLE: Duration = Duration::from_secs(12 * 60 * 60);
-/// The largest number of attributes that a message can have.
+/// A message can have at most this many attributes.
 const MAX_ATTRIBUTES: usize = 10;
 const REASON: &str = "Dead-Letter-Reason";
 /// The reason is truncated to this number of characters, and is omitted for large payloads. The copy of a message therefore stays below
@@ -30,12 +30,12 @@ const TRACE_HEADER: &str = "X-Amzn-Trace-Id";
 /// client, usually with the crate `aws-config`. The client needs the permissions `sqs:ReceiveMessage`, `sqs:ChangeMessageVisibility` and
 /// `sqs:DeleteMessage` for the queue, and `sqs:SendMessage` for the queue for dead messages.
 ///
-/// - Each delivery counts as an attempt, even if a shutdown interrupted it. The count of the service is approximate.
+/// - Each delivery counts as an attempt, even if a shutdown released the message. The count of the service is approximate.
 /// - If the queue has a redrive policy, SQS itself moves a message to another queue after `maxReceiveCount` deliveries, and no observer
 ///   receives a report. Use no redrive policy, or set `maxReceiveCount` above [`max_attempts`](crate::Consumer::max_attempts).
 /// - The service deletes a message when the retention period has elapsed since the message was sent. Default: 4 days. Maximum: 14 days.
-/// - Delays and leases are rounded up to whole seconds. A message can be invisible for at most 12 hours after it was received, so a
-///   longer delay or lease ends after 12 hours.
+/// - Delays and leases are rounded up to whole seconds. A message is visible again at most 12 hours after it was received, even if a delay
+///   or a lease is longer.
 /// - If the lease has expired and another consumer has received the message, an acknowledgement has no effect.
 /// - The headers are the attributes of the message that are not binary. The header `X-Amzn-Trace-Id` contains the trace header of X-Ray.
 /// - A dead message keeps its attributes. The source adds the attribute `Dead-Letter-Reason` of at most 1000 characters, unless the message
@@ -59,7 +59,7 @@ pub struct SqsReceipt {
     received_at: Instant,
     attributes: HashMap<String, MessageAttributeValue>,
     trace_header: Option<String>,
-    /// Whether the dead-letter queue contains a copy of the message. A repeated call then makes no second copy.
+    /// Whether the dead-letter queue contains a copy of the message. If it does, a repeated call makes no second copy.
     is_copied: bool,
 }
 

@@ -30,11 +30,13 @@ pub struct Plan {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
-    /// The number of messages that were sent. The workers have handled all of them.
+    /// The number of messages that were sent. The workers have handled all these messages.
     pub messages: usize,
-    /// The number of attempts, without the first attempt of each message. A kill, a freeze, an abort or an outage caused each of them.
+    /// The number of repeated attempts: all attempts except the first attempt of each message. Each was caused by a kill, a freeze, an
+    /// abort or an outage.
     pub repeated: usize,
-    /// The longest time from the start of a worker's shutdown until its process exited. Workers that were aborted or frozen do not count.
+    /// The longest time from the start of a worker's shutdown until its process exited. Workers that abort their handlers, and workers that
+    /// were frozen, do not count.
     pub longest_stop: Duration,
 }
 
@@ -85,7 +87,7 @@ impl Plan {
         self
     }
 
-    /// Allows repeated attempts for all messages. Use this if you kill or freeze the broker while [`processes`] runs.
+    /// Allows repeated attempts for all messages. Use this method if you kill or freeze the broker during the call to [`processes`].
     pub const fn broker_fails(mut self) -> Self {
         self.broker_fails = true;
         self
@@ -110,11 +112,11 @@ struct Event {
 
 type Events = Arc<Mutex<Vec<Event>>>;
 
-/// Runs in a worker process that [`processes`] starts. Handles the messages of a source until stdin closes, then drains the registry and
-/// returns.
+/// Each worker process, which [`processes`] starts, must call this function. The function handles the messages of a source until stdin
+/// closes. It then drains the registry and returns.
 ///
-/// The registry must have [inspection](background_tasks::RegistryBuilder::inspect), so that it can abort handlers. The worker handles 16
-/// messages at a time. It reports to [`processes`] over stdout, so the process must not write anything else to stdout.
+/// The registry must have [inspection](background_tasks::RegistryBuilder::inspect), so that the registry can abort handlers. The worker
+/// handles 16 messages at a time. It reports to [`processes`] over stdout, so the process must not write anything else to stdout.
 ///
 /// # Panics
 ///
@@ -210,15 +212,15 @@ impl Drop for Worker {
     }
 }
 
-/// Sends messages to an empty queue. Then starts workers, and kills, freezes, stops and aborts them until each message has been handled.
+/// Sends messages to an empty queue. Then starts workers, and kills, freezes, stops and aborts workers until each message has been handled.
 ///
 /// `command` returns a command that starts a worker process, which must call [`worker`]. To freeze workers, this function runs the program
 /// `kill`, so a plan with freezes needs Unix. All messages must be handled within two minutes after the start of the last worker.
 ///
 /// # Errors
 ///
-/// Returns the promise that the source breaks, if a message is lost, if a message is repeated without a reason, or if a worker does not
-/// stop.
+/// If a message is lost, if a message is repeated without a reason, or if a worker does not stop, returns the promise that the source
+/// breaks.
 pub async fn processes<B: Broker>(broker: &B, mut command: impl FnMut() -> Command, plan: Plan) -> Result<Report, Violation> {
     let violation = |promise| move |observed: String| Violation { promise, observed };
     let runs = violation("a worker runs until it is stopped, and then exits");
@@ -294,7 +296,7 @@ pub async fn processes<B: Broker>(broker: &B, mut command: impl FnMut() -> Comma
     Ok(report)
 }
 
-/// Waits until a worker has started to handle a message. Waits for at most ten seconds, because no messages may be left.
+/// Waits until a worker has started to handle a message. Waits for at most ten seconds, because the queue may be empty.
 async fn started(events: &Events, worker: usize) {
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(10) {

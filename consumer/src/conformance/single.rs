@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 type Check = Result<(), String>;
 type Received<B> = Message<<<B as Broker>::Source as Source>::Receipt>;
 
-/// The longest time that a broker may need to deliver a message that is available.
+/// A broker must deliver an available message within this time.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// The time by which a broker may exceed a promised time. The suite also waits for this time to check that no message arrives.
 const MARGIN: Duration = Duration::from_secs(2);
@@ -125,7 +125,7 @@ async fn returns_at_most<B: Broker>(broker: &B) -> Check {
 async fn returns_promptly<B: Broker>(broker: &B) -> Check {
     let source = broker.connect().await;
     let mut shortest = Duration::MAX;
-    // A busy machine may delay some of the calls, so only the shortest one counts.
+    // A busy machine may delay some of the calls, so only the shortest call counts.
     for n in 0..5 {
         broker.send(n.to_string()).await;
         let limit = Instant::now() + PATIENCE;

@@ -148,7 +148,7 @@ struct Tool {
 }
 
 impl Tool {
-    /// Finds an existing queue. A misspelled name is an error, so that it cannot create a queue.
+    /// Finds an existing queue. If the name is misspelled, this method fails, and no queue is created.
     async fn info(&self, name: &str) -> Result<QueueInfo, Failure> {
         let queues = self.durable.queues().await?;
         let names: Vec<_> = queues.iter().map(|queue| queue.name.clone()).collect();
@@ -176,7 +176,7 @@ impl Tool {
         Ok(())
     }
 
-    /// Applies the action to all jobs that allow it. Fails if a job does not allow the action.
+    /// Applies the action to all jobs that allow the action. If a job does not allow it, fails after the last job.
     async fn change_jobs(&self, action: &Action, ids: &[JobId]) -> Result<(), Failure> {
         let (mut changed, mut errors) = (Vec::new(), Vec::new());
         for id in ids {
@@ -188,7 +188,7 @@ impl Tool {
                 changed.push(*id);
                 continue;
             }
-            // The status of the job may have changed since the first read.
+            // The job may have another status now than at the first read.
             let status = self.durable.job(*id).await?.map_or(job.status(), |job| job.status());
             let reason = (action.reason)(status);
             errors.push(format!("cannot {} job {id}, which is {status}: {reason}", action.infinitive));
@@ -256,7 +256,7 @@ fn number(count: u64) -> String {
     if count > QueueCounts::LIMIT { format!("{}+", QueueCounts::LIMIT) } else { count.to_string() }
 }
 
-/// Asks for confirmation on the terminal. Fails if there is no terminal.
+/// Requests confirmation on the terminal. If there is no terminal, fails.
 fn confirm(question: &str) -> Result<(), Failure> {
     if !io::stdin().is_terminal() {
         return Err(Failure::Usage(format!("{question} Pass --yes to confirm")));

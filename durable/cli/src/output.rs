@@ -7,7 +7,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use std::fmt::Write;
 use std::time::{Duration, SystemTime};
 
-/// The maximum number of characters in a cell of a table.
+/// A cell of a table contains at most this many characters.
 const MAX_CELL: usize = 60;
 
 pub(crate) fn queue_table(queues: &[QueueInfo]) -> String {

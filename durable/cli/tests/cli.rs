@@ -130,7 +130,7 @@ fn queues_and_jobs_are_shown() {
             (&rows[1][..7], &rows[2][..7]),
             (&["numbers", "1", "0", "0", "1", "1", "0"][..], &["other", "1", "0", "0", "0", "0", "0"][..])
         );
-        // If the database is busy when a worker ends, the worker stays in the store until its lease expires.
+        // If the database is busy when a worker ends, the entry of the worker stays in the store until its lease expires.
         let queues = loop {
             let queues = store.json(&["queues"]);
             if queues[0]["workers"] == 0 {

@@ -21,7 +21,7 @@ const BUSY_PERIOD: Duration = Duration::from_millis(10);
 pub(crate) struct Update {
     pub(super) worker: Arc<WorkerHandle>,
     pub(super) outcome: Outcome,
-    /// Whether the handler has called `complete_in`, even if the transaction of that call was not committed.
+    /// `true` if the handler has called `complete_in`, even if the transaction of that call was not committed.
     pub(super) is_completed: bool,
     /// The duration of the attempt, if metrics are recorded.
     pub(super) duration: Option<Duration>,
@@ -80,9 +80,9 @@ impl Engine {
             if update.worker.is_limited() {
                 update.worker.set_ready(true); // the end of this job may allow another job to start
             }
-            // If a retried commit finds nothing to update, an earlier commit without a response may have succeeded, so the outcome counts
-            // as committed. After a call to `complete_in`, this rule does not apply, because either the handler's transaction was
-            // committed, or the worker has lost the job.
+            // If a retried commit finds nothing to update, the response to an earlier commit may have been lost. The outcome then counts as
+            // committed. After a call to `complete_in`, this rule does not apply, because either the handler's transaction was committed,
+            // or the worker has lost the job.
             let may_be_applied = is_repeated && !update.is_completed;
             let committed = if may_be_applied && committed == Committed::Lost { Committed::Yes } else { committed };
             if let Some(duration) = update.duration {
@@ -95,7 +95,7 @@ impl Engine {
     }
 }
 
-/// Returns the value of the metrics' label `outcome` for an attempt.
+/// Returns the value of the label `outcome` in the metrics for an attempt.
 fn label(state: NextState, committed: Committed, is_completed: bool) -> &'static str {
     match (committed, state) {
         (Committed::Lost, _) if is_completed => "done",

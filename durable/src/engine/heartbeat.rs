@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How many heartbeats a worker sends during one lease.
+/// A worker sends this many heartbeats in the time of one lease.
 const BEATS: u32 = 5;
 
-/// The longest time for which the thread waits for a notification.
+/// The thread waits for a notification for at most this time.
 const MAX_WAIT: Duration = Duration::from_secs(1);
 
-/// The shortest time limit for a heartbeat, and the shortest time limit for a new connection.
+/// The time limits for a heartbeat and for a new connection are at least this long.
 const MIN_LIMIT: Duration = Duration::from_secs(2);
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
@@ -49,11 +49,11 @@ pub(super) async fn run(engine: &Arc<Engine>) {
     }
 }
 
-/// Times that decide when leases are renewed and when jobs are recovered.
+/// Stores the times that decide when leases are renewed and when jobs are recovered.
 struct Pulse {
     last: Instant,
-    /// The time from which this process may treat other workers as dead. After an outage, other workers first have the time of one lease to
-    /// renew their leases.
+    /// Before this time, this process does not treat other workers as dead. After an outage, other workers first get the time of one lease
+    /// to renew their leases.
     judges_from: Instant,
 }
 
@@ -61,14 +61,14 @@ struct Pulse {
 /// were renewed.
 async fn beat(engine: &Arc<Engine>, heart: &mut Option<Box<dyn Heart>>, pulse: &mut Pulse, lease: Duration) -> StoreResult<bool> {
     let interval = lease / BEATS;
-    // The limit is two of the five intervals of a lease, so that a failed heartbeat leaves time for further heartbeats.
+    // The limit is two fifths of the lease. After a failed heartbeat, there is therefore time for further heartbeats.
     let limit = (interval * 2).max(MIN_LIMIT);
     let is_new = heart.is_none();
     let heart = if let Some(heart) = heart {
         heart
     } else {
         let heart = heart.insert(with_timeout(limit.max(CONNECT_LIMIT), engine.store.heart()).await?);
-        engine.look_in(Duration::ZERO); // notifications before the connection are lost
+        engine.look_in(Duration::ZERO); // earlier notifications are lost
         heart
     };
     let is_due = is_new || pulse.last.elapsed() >= interval;

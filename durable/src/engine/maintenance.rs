@@ -7,10 +7,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How often the task checks whether the maintenance of a worker is due.
+/// At this interval, the task checks whether the maintenance of a worker is due.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The time from the start of a worker until its first maintenance.
+/// The first maintenance of a worker starts this long after the worker has started.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 
 impl Engine {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 #[derive(Default)]
 pub(crate) struct Slots {
     state: Mutex<SlotState>,
-    /// Notified when a waiting job may be able to start.
+    /// This event is notified when a waiting job may be able to start.
     changed: Event,
 }
 

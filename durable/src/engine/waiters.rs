@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use ulid::Ulid;
 
-/// The first and the longest interval between two reads of the statuses.
+/// The first and the longest interval between two reads of the statuses. The interval doubles until a new waiter is added.
 const INTERVALS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
 
 #[derive(Default)]

@@ -38,7 +38,7 @@ pub(crate) struct WorkerHandle {
 #[derive(Default)]
 struct WorkerState {
     updates: Option<UnboundedSender<Update>>,
-    /// The jobs that the worker holds, because their outcomes are not committed.
+    /// The worker holds these jobs, because their outcomes are not committed yet.
     jobs: HashMap<Ulid, InFlightJob>,
     /// The number of jobs that have a permit.
     running: usize,
@@ -47,7 +47,7 @@ struct WorkerState {
     is_limited: bool,
     /// Whether the task of the worker has ended.
     is_gone: bool,
-    /// Until this time, the worker fetches less often, because it has fetched a job that it cannot run.
+    /// The worker has fetched a job that it cannot run, so it fetches less often until this time.
     backs_off_until: Option<Instant>,
     /// The earliest time of the next fetch.
     next_fetch: Option<Instant>,
@@ -55,7 +55,7 @@ struct WorkerState {
 
 struct InFlightJob {
     running: Arc<RunningJob>,
-    /// Whether the run of the handler has ended. When the outcome of the run is committed, the job can be fetched again, even before this
+    /// `true` if the run of the handler has ended. When the outcome of the run is committed, the job can be fetched again, even before this
     /// worker receives the response to the commit.
     is_over: bool,
 }
@@ -98,7 +98,7 @@ impl WorkerHandle {
         lock(&self.state).is_gone = true;
     }
 
-    /// Returns whether the worker fetches no more jobs.
+    /// Returns whether the worker has stopped fetching jobs.
     pub(crate) fn is_closing(&self) -> bool {
         self.signal.is_triggered() || lock(&self.state).is_gone
     }
@@ -190,8 +190,8 @@ impl WorkerHandle {
         lock(&self.state).running -= 1;
     }
 
-    /// Adds a fetched job. If the job still runs in this worker, the run continues, and the result is `None`. This happens if another
-    /// process recovered the job while this process hung, and this worker has fetched the job again.
+    /// Adds a fetched job. If the job still runs in this worker, the run continues, and the result is `None`. This happens if this process
+    /// hung, another process recovered the job, and this worker then fetched the job again.
     pub(crate) fn take(self: &Arc<Self>, engine: &Arc<Engine>, job: &FetchedJob) -> Option<JobLease> {
         let mut state = lock(&self.state);
         if let Some(held) = state.jobs.get(&job.id).filter(|held| !held.is_over) {
@@ -228,7 +228,8 @@ impl WorkerHandle {
     }
 }
 
-/// The mean interval between two fetches while a worker fetches less often. By default, other workers check the queue at least this often.
+/// While a worker fetches less often, this is the mean interval between two fetches. By default, other workers check the queue at least
+/// this often.
 const BACK_OFF_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The lease of a fetched job. The lease sends exactly one outcome, even if the task of the job panics or is dropped. If the lease is

@@ -22,10 +22,10 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::timeout;
 use ulid::Ulid;
 
-/// How long a call waits for a connection.
+/// A call waits for a connection for at most this time.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a connection of the workers can be idle before it is closed.
+/// A connection of the workers is closed after it has been idle for this time.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The time limit for checking that a connection responds. The pool checks a connection before each use, and some connections after each
@@ -37,7 +37,7 @@ pub(crate) struct Postgres {
     /// The workers have a separate pool, because handlers may use all connections of `pool`.
     worker_pool: PgPool,
     /// The connection for calls that the engine makes one at a time, such as `tick` and `fetch`. If these calls used the pool, it would
-    /// open more connections than needed, because a connection is not back in the pool before the next call.
+    /// open more connections than needed: when a call starts, the connection of the previous call is not back in the pool yet.
     engine_connection: Mutex<Option<PoolConnection<sqlx::Postgres>>>,
     /// The quoted name of the schema, followed by a dot.
     prefix: String,
@@ -79,7 +79,7 @@ impl Postgres {
 }
 
 impl Drop for Postgres {
-    /// Closes the connection directly. A runtime would be needed to put the connection back into its pool.
+    /// Closes the connection directly. To put the connection back into its pool, a runtime would be needed.
     fn drop(&mut self) {
         drop(self.engine_connection.get_mut().take().map(PoolConnection::leak));
     }
@@ -107,8 +107,8 @@ async fn ping_timeout<T>(call: impl Future<Output = sqlx::Result<T>>) -> sqlx::R
 
 /// Configures a connection of the workers. Without the first setting, the server keeps the locks of a transaction whose connection does not
 /// respond, usually for two hours. Without the second setting, a connection that waits for a lock looks like a connection that does not
-/// respond. The other settings keep the server from sorting a whole queue when its statistics are old. They raise the estimated cost of
-/// plans, so the last setting keeps the server from compiling these plans.
+/// respond. The other settings keep the server from sorting a whole queue when its statistics are old. These settings raise the estimated
+/// cost of plans, so the last setting keeps the server from compiling the plans.
 async fn set_limits(conn: &mut PgConnection) -> sqlx::Result<()> {
     let limits = "SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '10s';
         SET enable_sort = off; SET enable_bitmapscan = off; SET enable_seqscan = off; SET jit = off";
@@ -269,12 +269,12 @@ fn without_nul(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }
 
-/// The lateral join makes the server use the index of available jobs, whatever the statistics of the table are. In other forms of this
-/// statement, a limit that is a parameter makes the server sort the whole queue at each fetch. Statistics that were collected while the
-/// queue was empty have the same effect.
+/// The lateral join makes the server use the index of available jobs, even if the statistics of the table are missing or old. In other
+/// forms of this statement, the server sorts the whole queue at each fetch if the limit is a parameter. Statistics that were collected
+/// while the queue was empty have the same effect.
 ///
-/// The commit is synchronous. Otherwise a crash of the server could undo a fetch, and another worker could start the job while this worker
-/// still runs it.
+/// The commit is synchronous. After an asynchronous commit, a crash of the server could undo the fetch, and another worker could start the
+/// job while this worker still runs it.
 const FETCH: &str = "WITH fetched AS (
     UPDATE @jobs AS jobs SET state = 'running', run = run + 1, worker = requests.worker
     FROM unnest($1::text[], $2::text[]) AS requests (queue, worker)
@@ -312,7 +312,8 @@ const FETCH_LIMITED: &str = "WITH next AS (
 
 const SPEND_RATE: &str = "UPDATE @queues SET rate_left = $2, rate_at = clock_timestamp() WHERE name = $1";
 
-/// Makes due jobs available, and checks the queues. The outer query reads the states of the jobs before the update.
+/// Makes due jobs available. For each queue, returns whether workers can fetch jobs, and when the next job is due. The outer query reads
+/// the states that the jobs had before the update.
 const TICK: &str = "WITH due AS (
     UPDATE @jobs SET state = 'available' WHERE id = ANY (ARRAY(
         SELECT next.id FROM unnest($1::text[]) AS queues (name)
@@ -344,12 +345,12 @@ const COMMIT: &str = "UPDATE @jobs AS jobs SET state = outcome.state, worker = N
 /// Releases cancelled jobs from their workers. `COMMIT` has not changed these jobs.
 const RELEASE_CANCELLED: &str = "UPDATE @jobs SET worker = NULL WHERE id = ANY ($1) AND state = 'cancelled' AND worker IS NOT NULL RETURNING id, queue, limit_key";
 
-/// Finds jobs with a limit key that had ended before this call. The reason is that their handlers have called `complete_in`, or that an
-/// earlier call has committed their outcomes.
+/// Finds jobs that have a limit key and had already ended before this call: their handlers have called `complete_in`, or an earlier call
+/// has committed their outcomes.
 const ENDED_OTHERWISE: &str =
     "SELECT id, queue, limit_key FROM @jobs WHERE id = ANY ($1) AND worker IS NULL AND limit_key IS NOT NULL";
 
-/// Makes the next blocked job of each of these limit keys available.
+/// Makes available the next blocked job of each of these limit keys.
 const UNBLOCK: &str = "UPDATE @jobs SET state = 'available' WHERE id = ANY (ARRAY(
     SELECT next.id FROM unnest($1::text[], $2::text[]) AS keys (queue, key)
     CROSS JOIN LATERAL (SELECT id FROM @jobs WHERE queue = keys.queue AND limit_key = keys.key AND state = 'blocked'
@@ -408,7 +409,7 @@ const RECOVER: &str = "WITH dead AS (DELETE FROM @workers WHERE expires_at < now
         WHERE worker IN (SELECT id FROM dead) RETURNING id)
     SELECT count(*) FROM lost";
 
-/// Makes jobs available again if they were fetched while their worker was deregistered. No worker has started these jobs.
+/// If jobs were fetched while their worker was deregistered, makes them available again. No worker has started these jobs.
 const RECOVER_UNSTARTED: &str =
     "UPDATE @jobs AS jobs SET state = CASE state WHEN 'running' THEN 'available' ELSE state END, worker = NULL
     WHERE worker IS NOT NULL AND NOT EXISTS (SELECT FROM @workers WHERE workers.id = jobs.worker)";
@@ -468,7 +469,7 @@ impl Postgres {
         sql(text, &self.prefix)
     }
 
-    /// Waits until no other call uses the engine's connection, and returns this connection.
+    /// Returns the engine's connection. If another call uses this connection, waits until that call has ended.
     async fn engine_connection(&self) -> StoreResult<EngineConnection<'_>> {
         let mut slot = self.engine_connection.lock().await;
         let connection = match slot.take() {
@@ -478,8 +479,8 @@ impl Postgres {
         Ok(EngineConnection { slot: Some(slot), connection })
     }
 
-    /// Returns the engine's connection if it is free, or otherwise another connection of the pool. While the caller uses the returned
-    /// connection, the engine can use another connection.
+    /// If the engine's connection is free, returns this connection. If not, returns another connection of the pool. While the caller uses
+    /// the returned connection, the engine can use another connection.
     async fn idle_connection(&self) -> StoreResult<EngineConnection<'_>> {
         let mut kept = self.engine_connection.try_lock().ok().and_then(|mut slot| slot.take());
         // The connection is checked, so that a call of the program does not fail because the server was restarted.
@@ -520,7 +521,7 @@ impl Store for Postgres {
         &self.prefix
     }
 
-    /// Processes send notifications, so the polls find only jobs whose notification was lost.
+    /// Because processes send notifications, polls are needed only for jobs whose notification was lost.
     fn poll_interval(&self) -> Duration {
         Duration::from_secs(1)
     }

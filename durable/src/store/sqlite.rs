@@ -21,7 +21,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
 use ulid::Ulid;
 
-/// How long a call waits while another connection locks the file.
+/// If another connection locks the file, a call waits for at most this time.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) struct Sqlite {
@@ -30,8 +30,8 @@ pub(crate) struct Sqlite {
     /// SQLite's busy timeout.
     writer: SqlitePool,
     pool: SqlitePool,
-    /// A connection that keeps a database in memory open. The pools may close all their connections, and the database is deleted with its
-    /// last connection.
+    /// Keeps a database in memory alive. The pools may close all their connections, and SQLite deletes the database when its last
+    /// connection is closed.
     _anchor: Option<Mutex<SqliteConnection>>,
 }
 
@@ -106,7 +106,7 @@ fn pool(max_connections: u32) -> SqlitePoolOptions {
     options.before_acquire(|conn, _| ready(Ok(!conn.is_in_transaction())).boxed())
 }
 
-/// How often the heartbeat thread checks whether the file has changed. Each check takes microseconds.
+/// At this interval, the heartbeat thread checks whether the file has changed. Each check takes microseconds.
 const POLL_INTERVAL: Duration = Duration::from_millis(25);
 
 /// The migrations of the tables. Each migration contains the statements that create one version of the tables.
@@ -148,7 +148,7 @@ async fn check_tables(options: &SqliteConnectOptions) -> StoreResult {
     check_version(&MIGRATIONS, version)
 }
 
-/// The identity of the opened file. After the file was deleted or replaced, writes still succeed, but their data is lost.
+/// The identity of the opened file. If the file was deleted or replaced, writes still succeed, but their data is lost.
 #[derive(Clone)]
 struct File {
     /// The path of the file. The path is empty for a database in memory.
@@ -207,7 +207,7 @@ fn json(values: &impl Serialize) -> String {
     serde_json::to_string(values).expect("strings and numbers")
 }
 
-/// Inserts jobs, or nothing if the unique key is in use. `?1` is the current time.
+/// Inserts jobs. If the unique key is in use, inserts nothing. `?1` is the current time.
 const PUSH: &str = "INSERT INTO background_tasks_jobs
         (id, queue, state, priority, run_at, enqueued_at, version, unique_key, unique_until, limit_key, payload)
     SELECT value ->> 0, ?2, CASE WHEN ?3 <= ?1 THEN 'available' ELSE 'scheduled' END, ?4, ?3, ?1, ?5, ?6, ?7, ?8,
@@ -310,12 +310,12 @@ const COMMIT: &str = "UPDATE background_tasks_jobs AS jobs SET state = outcome.s
 const RELEASE_CANCELLED: &str = "UPDATE background_tasks_jobs SET worker = NULL
     WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'cancelled' AND worker IS NOT NULL RETURNING id, queue, limit_key";
 
-/// Finds jobs with a limit key that had ended before this call. The reason is that their handlers have called `complete_in`, or that an
-/// earlier call has committed their outcomes.
+/// Finds jobs that have a limit key and had already ended before this call: their handlers have called `complete_in`, or an earlier call
+/// has committed their outcomes.
 const ENDED_OTHERWISE: &str = "SELECT id, queue, limit_key FROM background_tasks_jobs
     WHERE id IN (SELECT value FROM json_each(?1)) AND worker IS NULL AND limit_key IS NOT NULL";
 
-/// Makes the next blocked job of a limit key available.
+/// Makes available the next blocked job of a limit key.
 const UNBLOCK: &str = "UPDATE background_tasks_jobs SET state = 'available' WHERE seq IN (
     SELECT seq FROM background_tasks_jobs INDEXED BY background_tasks_jobs_blocked
     WHERE queue = ?1 AND limit_key = ?2 AND state = 'blocked' ORDER BY priority DESC, run_at, seq LIMIT 1)";
@@ -335,7 +335,7 @@ const RECOVER: &str =
         run_at = ?1 + min(600, 2 << min(crashes, 10)) * (500 + abs(random() % 1000))
     WHERE worker IN (SELECT id FROM background_tasks_workers WHERE expires_at < ?1)";
 
-/// Makes jobs available again if they were fetched while their worker was deregistered. No worker has started these jobs.
+/// If jobs were fetched while their worker was deregistered, makes them available again. No worker has started these jobs.
 const RECOVER_UNSTARTED: &str = "UPDATE background_tasks_jobs SET
         state = CASE state WHEN 'running' THEN 'available' ELSE state END, worker = NULL
     WHERE worker IS NOT NULL AND worker NOT IN (SELECT id FROM background_tasks_workers)";
@@ -895,7 +895,7 @@ struct SqliteHeart {
     file: File,
     /// This connection is not from a pool, because a blocked runtime does not release the connections of its pools.
     conn: SqliteConnection,
-    /// The version of the file, which changes when another connection commits.
+    /// The version of the file. SQLite changes this number when another connection commits.
     version: Option<i64>,
 }
 

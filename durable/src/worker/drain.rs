@@ -1,5 +1,5 @@
-//! Runs the jobs of a queue in the caller's task, for tests. Each attempt runs the same code as in a worker. Only the fetches differ,
-//! because they are repeated until no job of the queue is due.
+//! Runs the jobs of a queue in the caller's task, for tests. Each attempt runs the same code as in a worker. Only the fetches differ: they
+//! are repeated until no job of the queue is due.
 
 use super::executor::Executor;
 use crate::engine::WorkerHandle;

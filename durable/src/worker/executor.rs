@@ -19,8 +19,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant, SystemTime};
 
-/// The longest time for which a worker fetches less often after a job with an unknown version. During this time, other workers usually
-/// fetch first.
+/// After a job with an unknown version, a worker fetches less often for at most this time. During this time, other workers usually fetch
+/// first.
 const MAX_BACK_OFF: Duration = Duration::from_mins(5);
 
 /// The size in bytes of the largest result or error that is stored.
@@ -42,7 +42,7 @@ enum AttemptError {
     Cancelled,
 }
 
-/// The prefix of a job's error after an attempt that panicked.
+/// If an attempt panics, the error of the job starts with this prefix.
 const PANICKED: &str = "panicked: ";
 
 /// How the run of a handler ended.
@@ -195,7 +195,7 @@ where
         let timed_out =
             || AttemptError::Failed(Failure::retry(format_args!("timed out after {:?}", options.timeout.unwrap_or_default())));
         let value = result.ok_or_else(timed_out)?.map_err(|error| AttemptError::Failed(Failure::of(&error)))?;
-        // The handler has succeeded, so the job does not run again if its result cannot be stored.
+        // The handler has succeeded, so the job does not run again even if its result cannot be stored.
         Ok(match catch_unwind(AssertUnwindSafe(|| serde_json::to_string(&value))) {
             Ok(Ok(text)) if text.len() > MAX_RESULT_SIZE => Err(format!("cannot store the result: it has {} bytes", text.len())),
             Ok(Ok(text)) => Ok(text),
