@@ -104,8 +104,8 @@ impl WorkerOptions {
 
     /// Sets how many times a job runs again after the death of its worker. Default: 10. After one more death, the job is dead.
     ///
-    /// A death is not counted as an attempt for [`max_attempts`](Self::max_attempts). When a worker dies, the death is counted for every
-    /// job that the worker held. A job with two deaths runs alone in its process. No other job can then cause a death that is counted for
+    /// When a worker dies, the death is counted for every job that the worker held. It is not counted as an attempt for
+    /// [`max_attempts`](Self::max_attempts). A job with two deaths runs alone in its process. No other job can then cause a death that is counted for
     /// this job.
     pub fn crashes(mut self, crashes: u32) -> Self {
         self.crashes = crashes;

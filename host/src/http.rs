@@ -71,8 +71,9 @@ type BoxError = Box<dyn Error + Send + Sync>;
 ///
 /// When shutdown starts, [`serve`](Self::serve) stops accepting connections, and returns as soon as all connections have closed:
 ///
-/// - A connection without a request, or with half the head of a request, closes within 10 milliseconds. New connections are an exception: a
-///   client that has not yet sent a request can send its first head within the [`late_head_timeout`](Self::late_head_timeout).
+/// - An idle connection that has served a request closes within 10 milliseconds, as does a connection with half the head of a request. A
+///   connection that has had no request stays open for the [`late_head_timeout`](Self::late_head_timeout), so that its client can send the
+///   first head.
 /// - The server answers a request whose head has arrived, and then closes the connection.
 /// - The [`drain_timeout`](Self::drain_timeout) limits the time for the rest of a request body, and for a response that the client does not
 ///   read. A client that reads a response slowly can still delay the drain until the grace period expires.

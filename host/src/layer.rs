@@ -210,7 +210,7 @@ pub(crate) fn rejection<R: Body>(close_connection: bool) -> Response<RequestBody
 }
 
 pin_project! {
-    /// The response body of a [`RequestLayer`]. The request is in flight until this body is dropped.
+    /// The body of a response that a [`RequestLayer`] returns. The request is in flight until this body is dropped.
     ///
     /// The default value counts no request. Other layers use the default value if they answer in place of the service. The response bodies
     /// of a [`DetachLayer`](crate::DetachLayer) also count no request.

@@ -28,8 +28,8 @@ use tower_service::Service;
 ///
 /// Lambda sends SIGTERM before it ends the process, but only if an extension is registered. The function `spawn_graceful_shutdown_handler`
 /// of the crate `lambda_runtime` registers an extension and handles SIGTERM. Call [`Registry::shutdown_or_abort`] in the closure that you
-/// pass to this function. Do not combine this function with a [`Host`](crate::Host). Tasks do not need this handler, because they end
-/// before the platform freezes the process.
+/// pass to this function. Do not combine this function with a [`Host`](crate::Host). Only services need this handler: all tasks
+/// have ended when the platform freezes the process.
 ///
 /// # Examples
 ///

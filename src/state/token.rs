@@ -90,8 +90,8 @@ impl Token {
     /// - The work has no permit in a registry with a limit.
     /// - The work has a permit of an ancestor.
     ///
-    /// If the work is such a guard, the slot stores the ID of the panicking thread. In the last two cases, the slot stores how the
-    /// work must leave the gate.
+    /// For a guard that was taken during a panic, the slot stores the ID of the panicking thread. For work without a permit, or with a
+    /// permit of an ancestor, the slot stores how the work must leave the gate.
     #[inline]
     fn new(target: &'static TokenTarget<Shard>, info: &SpawnInfo) -> Self {
         let shard = target.owner;
