@@ -12,7 +12,7 @@ use std::future::ready;
 use std::panic::Location;
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
@@ -63,6 +63,13 @@ impl SpawnedTask {
         let location = ["loc.file", "loc.line", "loc.col"].map(field).join(":");
         (field("kind"), field("task.name"), location)
     }
+}
+
+/// Makes the caller the only running test. If a thread without a subscriber reaches a call site of tokio first, tracing can disable this
+/// call site for the subscribers of other threads.
+fn alone() -> MutexGuard<'static, ()> {
+    static RUNNING: Mutex<()> = Mutex::new(());
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn runtime() -> Runtime {
@@ -127,6 +134,7 @@ fn service_named<S: Spawner + Timer<Sleep: Send> + Clone + Send + 'static>(regis
 
 #[test]
 fn console_shows_the_name_and_the_call_site() {
+    let _alone = alone();
     let (console, sites) = console(async || {
         let registry = Registry::new(TokioSpawner);
         let sites = [run(&registry), run_named(&registry), spawn_named(&registry), run_local_named(&registry)];
@@ -147,6 +155,7 @@ fn console_shows_the_name_and_the_call_site() {
 
 #[test]
 fn console_shows_the_tasks_of_a_handle_and_of_a_local_set() {
+    let _alone = alone();
     let local_set = Rc::new(LocalSet::new());
     let (console, sites) = console(async || {
         let registry = Registry::new(tokio::runtime::Handle::current());
@@ -162,6 +171,7 @@ fn console_shows_the_tasks_of_a_handle_and_of_a_local_set() {
 /// Tokio takes the location from `#[track_caller]`, which a poll, a closure and an explicit location do not pass on.
 #[test]
 fn name_contains_the_call_site_that_tokio_does_not_receive() {
+    let _alone = alone();
     let (console, sites) = console(async || {
         let registry = Registry::new(TokioSpawner);
         let located = Location::caller();
@@ -198,6 +208,7 @@ async fn next_task(updates: &mut Streaming<Update>) -> (Vec<String>, String) {
 
 #[test]
 fn console_subscriber_sends_the_name_and_the_call_site() {
+    let _alone = alone();
     let (layer, server) = ConsoleLayer::builder().publish_interval(Duration::from_millis(10)).build();
     let ServerParts { instrument_server, aggregator, .. } = server.into_parts();
     let (address, bound) = std::sync::mpsc::channel();
@@ -235,6 +246,7 @@ fn console_subscriber_sends_the_name_and_the_call_site() {
 
 #[test]
 fn closures_of_a_dropped_runtime_count_as_abandoned() {
+    let _alone = alone();
     let runtime = runtime();
     let registry = Registry::new(runtime.handle().clone());
     drop(runtime);
@@ -246,5 +258,6 @@ fn closures_of_a_dropped_runtime_count_as_abandoned() {
 #[test]
 #[should_panic(expected = "TokioSpawner was used outside a tokio runtime")]
 fn task_outside_a_runtime_panics_with_advice() {
+    let _alone = alone();
     Registry::new(TokioSpawner).run(async {});
 }

@@ -113,7 +113,7 @@ pub(super) fn minimal(context: &Context) -> Result<()> {
     let (mut manifest, mut keep) = (String::new(), true);
     for line in sh.read_file("Cargo.toml")?.lines() {
         if line.starts_with('[') {
-            keep = !line.starts_with("[dev-dependencies");
+            keep = !line.contains("dev-dependencies");
         }
         if keep {
             manifest += line;
