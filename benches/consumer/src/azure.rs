@@ -1,11 +1,10 @@
 use crate::load::Load;
-use crate::{LEASE, Queue};
+use crate::{LEASE, Queue, free, unique_name};
 use azure_core::http::Url;
 use azure_storage_queue::QueueClient;
 use azure_storage_queue::models::{QueueClientReceiveMessagesOptions, QueueMessage};
 use background_tasks_consumer::AzureQueue;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::task::JoinSet;
 
 pub(crate) struct Azure {
@@ -21,8 +20,7 @@ impl Queue for Azure {
     type Source = AzureQueue;
 
     async fn create(address: &str) -> Self {
-        static COUNTER: AtomicUsize = AtomicUsize::new(0);
-        let address = address.replace("QUEUE", &format!("queue-{}", COUNTER.fetch_add(1, Ordering::Relaxed)));
+        let address = address.replace("QUEUE", &unique_name());
         let queue = Arc::new(client(&address));
         queue.create(None).await.unwrap();
         Self { address, queue }
@@ -40,12 +38,9 @@ impl Queue for Azure {
     async fn bare(&self, concurrency: usize, load: Arc<Load>) {
         let (mut received, mut tasks) = (0, JoinSet::new());
         while received < load.messages() {
-            while tasks.len() >= concurrency {
-                tasks.join_next().await;
-            }
-            while tasks.try_join_next().is_some() {}
+            let free = free(&mut tasks, concurrency).await;
             let options = QueueClientReceiveMessagesOptions {
-                number_of_messages: i32::try_from((concurrency - tasks.len()).min(32)).ok(),
+                number_of_messages: i32::try_from(free.min(32)).ok(),
                 visibility_timeout: i32::try_from(LEASE.as_secs()).ok(),
                 ..QueueClientReceiveMessagesOptions::default()
             };

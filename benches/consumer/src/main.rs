@@ -10,6 +10,8 @@ mod rabbitmq;
 #[path = "../../../consumer/tests/brokers/server.rs"]
 mod server;
 mod sqs;
+#[path = "../../../consumer/tests/brokers/sqs_client.rs"]
+mod sqs_client;
 
 use background_tasks::{Registry, TokioSpawner};
 use background_tasks_consumer::{Source, consumer};
@@ -19,7 +21,9 @@ use rustix::time::{ClockId, clock_gettime};
 use std::convert::Infallible;
 use std::env;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 const LEASE: Duration = Duration::from_secs(30);
@@ -37,6 +41,21 @@ trait Queue: Sized {
     /// Handles messages in a hand-written loop until all messages of `load` are acknowledged. The loop acknowledges messages in the same
     /// way as the source of the crate.
     async fn bare(&self, concurrency: usize, load: Arc<Load>);
+}
+
+/// Returns a name for a queue that differs from the names of the other queues.
+fn unique_name() -> String {
+    static COUNTER: AtomicUsize = AtomicUsize::new(0);
+    format!("queue-{}", COUNTER.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Waits until fewer than `concurrency` tasks run. Returns how many more tasks can start.
+async fn free(tasks: &mut JoinSet<()>, concurrency: usize) -> usize {
+    while tasks.len() >= concurrency {
+        tasks.join_next().await;
+    }
+    while tasks.try_join_next().is_some() {}
+    concurrency - tasks.len()
 }
 
 /// The measurements of one contender in one round.

@@ -1,11 +1,10 @@
 use crate::load::Load;
-use crate::{LEASE, Queue};
+use crate::{LEASE, Queue, free, unique_name};
 use async_nats::jetstream::consumer::{PullConsumer, pull};
 use async_nats::jetstream::{self, AckKind, stream};
 use background_tasks_consumer::JetStream;
 use futures_util::StreamExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::task::JoinSet;
 
@@ -19,8 +18,7 @@ impl Queue for Nats {
     type Source = JetStream;
 
     async fn create(address: &str) -> Self {
-        static COUNTER: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("q{}", COUNTER.fetch_add(1, Ordering::Relaxed));
+        let name = unique_name();
         let context = jetstream::new(async_nats::connect(address).await.unwrap());
         let subjects = vec![format!("{name}.*")];
         let stream =
@@ -50,11 +48,8 @@ impl Queue for Nats {
         while received < load.messages() {
             // Fetches only messages whose tasks can start immediately, because `ack_wait` also counts the time in which a message waits
             // for its task.
-            while tasks.len() >= concurrency {
-                tasks.join_next().await;
-            }
-            while tasks.try_join_next().is_some() {}
-            let batch = self.consumer.fetch().max_messages(concurrency - tasks.len()).expires(Duration::from_secs(1));
+            let free = free(&mut tasks, concurrency).await;
+            let batch = self.consumer.fetch().max_messages(free).expires(Duration::from_secs(1));
             let mut messages = batch.messages().await.unwrap();
             while let Some(message) = messages.next().await {
                 let (message, client, load) = (message.unwrap(), self.context.client(), load.clone());

@@ -1,5 +1,5 @@
-use crate::Queue;
 use crate::load::Load;
+use crate::{Queue, unique_name};
 use background_tasks_consumer::RabbitQueue;
 use futures_util::StreamExt;
 use lapin::options::{
@@ -8,7 +8,6 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::task::JoinSet;
 
 pub(crate) struct Rabbit {
@@ -22,8 +21,7 @@ impl Queue for Rabbit {
     type Source = RabbitQueue;
 
     async fn create(address: &str) -> Self {
-        static COUNTER: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("q{}", COUNTER.fetch_add(1, Ordering::Relaxed));
+        let name = unique_name();
         let connection = Connection::connect(address, ConnectionProperties::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
         let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };

@@ -7,6 +7,7 @@ mod nats;
 mod rabbitmq;
 mod server;
 mod sqs;
+mod sqs_client;
 
 use background_tasks::{Registry, TokioSpawner};
 use background_tasks_consumer::Source;

@@ -1,7 +1,6 @@
 use crate::Queue;
-use aws_credential_types::Credentials;
+use crate::sqs_client::sqs_client;
 use aws_sdk_sqs::Client;
-use aws_sdk_sqs::config::{BehaviorVersion, Region};
 use aws_sdk_sqs::operation::send_message::builders::SendMessageFluentBuilder;
 use aws_sdk_sqs::primitives::Blob;
 use aws_sdk_sqs::types::{
@@ -19,16 +18,6 @@ pub(crate) struct Sqs {
     address: String,
     client: Client,
     queue: String,
-}
-
-fn client(address: &str) -> Client {
-    let config = aws_sdk_sqs::Config::builder()
-        .behavior_version(BehaviorVersion::latest())
-        .region(Region::from_static("us-east-1"))
-        .credentials_provider(Credentials::new("test", "test", None, None, "tests"))
-        .endpoint_url(address)
-        .http_client(aws_smithy_http_client::Builder::new().build_http());
-    Client::from_conf(config.build())
 }
 
 impl Sqs {
@@ -51,7 +40,7 @@ impl Queue for Sqs {
     const NAME: &'static str = "sqs";
 
     async fn open(address: &str, name: &str) -> Self {
-        let client = client(address);
+        let client = sqs_client(address);
         let queue = client.create_queue().queue_name(name).send().await.unwrap().queue_url.unwrap();
         client.create_queue().queue_name(format!("{name}-dead")).send().await.unwrap();
         Self { address: address.into(), client, queue }
@@ -72,7 +61,7 @@ impl Broker for Sqs {
     type Source = SqsQueue;
 
     async fn connect(&self) -> SqsQueue {
-        SqsQueue::new(client(&self.address), &self.queue, self.dead(), LEASE)
+        SqsQueue::new(sqs_client(&self.address), &self.queue, self.dead(), LEASE)
     }
 
     async fn send(&self, payload: String) {
@@ -181,13 +170,13 @@ async fn settled_message_makes_its_receipt_void(queue: &Sqs) {
 }
 
 async fn errors_name_their_cause(queue: &Sqs) {
-    let missing = SqsQueue::new(client(&queue.address), format!("{}-missing", queue.queue), queue.dead(), LEASE);
+    let missing = SqsQueue::new(sqs_client(&queue.address), format!("{}-missing", queue.queue), queue.dead(), LEASE);
     let error = missing.receive(1).await.unwrap_err();
     assert!(error.to_string().contains("The specified queue does not exist"), "{error}");
     assert!(missing.is_void(&error));
 
     let address = format!("http://127.0.0.1:{}", crate::server::free_port());
-    let unreachable = SqsQueue::new(client(&address), &queue.queue, queue.dead(), LEASE);
+    let unreachable = SqsQueue::new(sqs_client(&address), &queue.queue, queue.dead(), LEASE);
     let error = unreachable.receive(1).await.unwrap_err();
     assert!(error.to_string().contains("Connection refused"), "{error}");
     assert!(!unreachable.is_void(&error));
