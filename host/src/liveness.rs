@@ -175,9 +175,8 @@ impl WatchedTask {
 impl LivenessChecks {
     pub(crate) fn new(tasks: Vec<WatchedTask>) -> Self {
         let mut checks = Self { output: (!tasks.is_empty()).then(OutputThread::start), tasks };
-        for task in &mut checks.tasks {
-            task.not_before = Instant::now();
-        }
+        let now = Instant::now();
+        checks.tasks.iter_mut().for_each(|task| task.not_before = now);
         checks
     }
 
@@ -196,30 +195,32 @@ impl LivenessChecks {
     /// Logs each task that has become late or is no longer late. Returns whether a critical task has become late.
     pub(crate) fn check(&mut self, phases: &Phases) -> bool {
         let Some(output) = &self.output else { return false };
-        self.tasks.iter_mut().any(|task| task.check(phases, output, false))
+        let now = Instant::now();
+        self.tasks.iter_mut().fold(false, |starts_shutdown, task| task.check(now, phases, output, false) || starts_shutdown)
     }
 
     /// Checks the tasks like [`check`](Self::check), but after a request to stop or the start of shutdown.
     pub(crate) fn check_in_drain(&mut self, phases: &Phases, output: &OutputThread) {
+        let now = Instant::now();
         for task in &mut self.tasks {
-            task.check(phases, output, true);
+            task.check(now, phases, output, true);
         }
     }
 }
 
 impl WatchedTask {
     /// Checks one task. Returns whether the host must start the shutdown because of this task.
-    fn check(&mut self, phases: &Phases, output: &OutputThread, in_drain: bool) -> bool {
+    fn check(&mut self, now: Instant, phases: &Phases, output: &OutputThread, in_drain: bool) -> bool {
         let Some(progress) = self.progress.upgrade().filter(|_| !self.has_ended) else { return false };
         let service = phases.service(progress.name);
         if let Some(service) = &service {
             let has_run_again = std::mem::replace(&mut self.restarts, service.restarts) != service.restarts;
             if has_run_again || !service.is_running {
-                self.not_before = Instant::now();
+                self.not_before = now;
             }
         }
         let reported = progress.created + Duration::from_micros(progress.reported.load(Ordering::Relaxed));
-        let since = reported.max(self.not_before).elapsed();
+        let since = now.saturating_duration_since(reported.max(self.not_before));
         let is_late = since > progress.timeout;
         if std::mem::replace(&mut self.is_late, is_late) == is_late {
             return false;

@@ -1,5 +1,5 @@
-//! Checks that the tables of features and runtimes in the documentation agree with the manifests and the sources, and that the guide
-//! lists all its pages.
+//! Checks that the tables of features and runtimes in the documentation agree with the manifests and the sources, that the guide lists
+//! all its pages, and that call sites in documents are the positions of calls.
 
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -156,4 +156,26 @@ fn guide_lists_its_pages_and_defines_their_links() {
         assert_eq!(defined, expected, "docs/guide/{page}.md");
         assert!(expected.iter().all(|link| pages.contains(link.split_once(": ").unwrap().1.trim_end_matches(".md"))), "{page}");
     }
+}
+
+/// The READMEs of the examples show output with call sites of their sources.
+#[test]
+fn call_sites_in_documents_are_calls() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut checked = 0;
+    for document in ["docs/comparison.md", "examples/notes/README.md", "examples/subsystems/README.md"] {
+        let text = read(document);
+        let words = text.split(|c: char| c.is_whitespace() || ",;()`".contains(c));
+        for site in words.filter(|word| word.contains(".rs:")) {
+            let [path, line, column] = site.trim_end_matches([':', '.']).split(':').collect::<Vec<_>>()[..] else { continue };
+            let (line, column): (usize, usize) = (line.parse().unwrap(), column.parse().unwrap());
+            let source = fs::read_to_string(root.join(path)).unwrap();
+            let (before, call) = source.lines().nth(line - 1).unwrap().split_at(column - 1);
+            let is_part_of_name = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
+            let is_call = call.trim_start_matches(is_part_of_name).starts_with('(') && !call.starts_with('(');
+            assert!(is_call && !before.ends_with(is_part_of_name), "{document}: {site} is not the position of a call: {call}");
+            checked += 1;
+        }
+    }
+    assert!(checked >= 12, "{checked}");
 }

@@ -357,14 +357,14 @@ fn stalled_in_drain() -> ExitCode {
     exit_code
 }
 
-/// A task blocks the only thread of the executor forever.
+/// A task blocks the only thread of the executor forever, so that two handles report no progress. Both timeouts expire at the same time.
 fn stalled_and_critical() -> ExitCode {
     on_tokio(async || {
         let registry = Registry::new(TokioSpawner);
-        let liveness = Liveness::new("importer", LIVENESS_TIMEOUT).critical();
-        let host = host(&registry).liveness(&liveness);
-        registry.named("importer").run(async move {
-            liveness.report_progress();
+        let handles = ["importer", "exporter"].map(|name| Liveness::new(name, LIVENESS_TIMEOUT).critical());
+        let host = handles.iter().fold(host(&registry), Host::liveness);
+        registry.run(async move {
+            let _handles = handles;
             block_forever()
         });
         host.run(registry.signal()).await

@@ -349,12 +349,13 @@ fn stalled_task_is_reported() {
     assert!(!ended.has_line("short"), "{ended:#?}");
 }
 
-/// A task blocks the only thread of the executor.
+/// A task blocks the only thread of the executor. The host reports each of its critical handles.
 fn stalled_critical_task_starts_the_shutdown() {
     let ended = Program::new("stalled_and_critical").with("GRACE", GRACE).start().wait();
     ended
         .assert_code(2)
         .assert_stderr("shutting down because importer has reported no progress for ")
+        .assert_stderr("shutting down because exporter has reported no progress for ")
         .assert_stderr("the grace period of 500ms has expired: ");
 }
 
