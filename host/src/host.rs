@@ -5,7 +5,8 @@ use crate::readiness::Readiness;
 use crate::signals::{self, SecondSignalHook};
 use crate::status::HostStatus;
 use crate::terminal::{Level, log};
-use crate::{drain, phases::Phases, systemd, webjobs, windows_service};
+use crate::windows_service::{self, HostService};
+use crate::{drain, phases::Phases, systemd, webjobs};
 use background_tasks::{Registry, ShutdownSignal, Summary, TaskOutput};
 use futures_lite::FutureExt;
 use std::fmt;
@@ -152,6 +153,7 @@ pub struct Host {
     progress_bar: Option<bool>,
     stop_on: Pin<Box<dyn Future<Output = ()> + Send>>,
     webjobs_file: bool,
+    service: HostService,
     stop_requested: io::Result<ShutdownSignal>,
     second_signal_hook: SecondSignalHook,
     location: &'static Location<'static>,
@@ -184,6 +186,7 @@ impl Host {
             progress_bar: None,
             stop_on: Box::pin(pending()),
             webjobs_file: true,
+            service: HostService::default(),
             stop_requested: signals::install(),
             second_signal_hook,
             location: Location::caller(),
@@ -345,7 +348,7 @@ impl Host {
     /// | start pending | from this call on, with a wait hint of 30 seconds |
     /// | running | when [`run`](Self::run) starts the program, or later: see [`running_when_ready`](Self::running_when_ready) |
     /// | stop pending | when the process is asked to stop or shutdown starts. Whenever tasks have ended, the host increases the checkpoint. The wait hint is the rest of the grace period, at most about 30 seconds |
-    /// | stopped | when `run` returns, or before the host ends the process. The host reports an exit code other than 0 as the service-specific error |
+    /// | stopped | when `run` returns or is dropped, or before the host ends the process. The host reports an exit code other than 0 as the service-specific error |
     ///
     /// The controls stop, shutdown and preshutdown of Windows ask the process to stop, as a signal does. When the system shuts down, all
     /// services together have about 5 seconds to stop. Services that accept preshutdown, such as this service, have 10 seconds before these
@@ -376,7 +379,7 @@ impl Host {
     /// The repository's `examples/windows-service` is a complete service, with commands to install and uninstall it.
     #[cfg(feature = "windows-service")]
     pub fn windows_service(mut self, name: &str) -> Self {
-        self.stop_requested = self.stop_requested.and_then(|stop| windows_service::register(name).map(|()| stop));
+        self.stop_requested = self.stop_requested.and_then(|stop| self.service.register(name).map(|()| stop));
         self
     }
 
@@ -392,8 +395,8 @@ impl Host {
     ///
     /// This method has no effect on other systems, and in a process that is not a service.
     #[cfg(feature = "windows-service")]
-    pub fn running_when_ready(self) -> Self {
-        windows_service::wait_for_ready();
+    pub fn running_when_ready(mut self) -> Self {
+        self.service.wait_for_ready();
         self
     }
 
@@ -541,7 +544,7 @@ impl Host {
             windows_service::report_stopped(FAILED);
             return FAILED.into();
         }
-        windows_service::report_started();
+        self.service.report_started();
         let notify_on_drop = NotifyOnDrop(&state);
         let ended = async {
             state.run_program(program).await;

@@ -22,8 +22,8 @@
 //!
 //! [`Host`] runs a program from start to exit in one call, on any runtime. If you need only the signal, call [`shutdown_signal`].
 //!
-//! - [`recipes`] contains programs for axum, tonic, actix-web, warp, poem, and streams of events.
-//! - [`deployment`] contains the settings for Kubernetes, containers, systemd, Windows, Azure WebJobs and AWS Lambda.
+//! - [`recipes`] contains programs for axum, tonic, actix-web, warp, poem, streams of events and AWS Lambda.
+//! - [`deployment`] contains the settings for Kubernetes, containers, systemd, Windows, Azure, AWS Lambda and Cloudflare Workers.
 //!
 //! # Features
 //!

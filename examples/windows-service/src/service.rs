@@ -1,6 +1,6 @@
 use crate::options::{Command, Options};
 use background_tasks::{Registry, SmolSpawner};
-use background_tasks_host::{Host, StderrObserver};
+use background_tasks_host::{Host, StderrObserver, notify_ready};
 use smol::Timer;
 use std::env;
 use std::error::Error;
@@ -72,7 +72,7 @@ define_windows_service!(ffi_service_main, service_main);
 fn service_main(arguments: Vec<OsString>) {
     // These are the arguments of the program. `main` has already checked them.
     if let Command::Service(options) = Command::from_args() {
-        run(&options, |host| host.windows_service(NAME), &arguments);
+        run(&options, |host| host.windows_service(NAME).running_when_ready(), &arguments);
     }
 }
 
@@ -81,6 +81,9 @@ fn run(options: &Options, configure: impl FnOnce(Host) -> Host, arguments: &[OsS
     let has_argument = |expected: &str| arguments.iter().any(|argument| argument == expected);
     let registry = Registry::builder(SmolSpawner).observer(StderrObserver).inspect().build();
     let host = configure(Host::new(&registry).grace(options.grace));
+    if has_argument("forget-host") {
+        return 0.into(); // drops the host
+    }
     if has_argument("slow-start") {
         thread::sleep(Duration::from_secs(3));
     }
@@ -91,6 +94,16 @@ fn run(options: &Options, configure: impl FnOnce(Host) -> Host, arguments: &[OsS
         // A service has no console.
         let log = Arc::new(File::create(options.log())?);
         let signal = registry.signal();
+        if has_argument("slow-ready") {
+            while !options.log().with_extension("ready").exists() {
+                Timer::after(Duration::from_millis(10)).await;
+            }
+        }
+        notify_ready(); // Windows shows the state "running" from now on
+        if has_argument("hang") {
+            signal.await;
+            return Ok(());
+        }
         let mut number = 0;
         while signal.run_until_shutdown(Timer::after(Duration::from_millis(500))).await.is_some() {
             number += 1;

@@ -3,10 +3,11 @@
 
 use std::env;
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
-use windows_service::service::{Service, ServiceAccess, ServiceExitCode, ServiceState, ServiceStatus};
+use windows_service::service::{Service, ServiceAccess, ServiceControlAccept, ServiceExitCode, ServiceState, ServiceStatus};
 use windows_service::service_manager::{ServiceManager, ServiceManagerAccess};
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -35,8 +36,12 @@ fn states_until(service: &Service, expected: ServiceState) -> Vec<ServiceStatus>
     }
 }
 
-fn log() -> String {
-    fs::read_to_string(env::temp_dir().join("invoices.log")).unwrap()
+fn log() -> PathBuf {
+    env::temp_dir().join("invoices.log")
+}
+
+fn pending(states: &[ServiceStatus]) -> Vec<&ServiceStatus> {
+    states.iter().filter(|state| state.current_state == ServiceState::StopPending).collect()
 }
 
 /// One test, because the computer has one service of this name.
@@ -56,24 +61,53 @@ fn service_reports_its_states_and_finishes_its_tasks() {
     let states = states_until(&service, ServiceState::Running);
     let is_host = |state: &ServiceStatus| state.current_state == ServiceState::StartPending && state.wait_hint.as_secs() == 30;
     assert!(states.iter().any(is_host), "{states:#?}");
+    let controls = ServiceControlAccept::STOP | ServiceControlAccept::SHUTDOWN | ServiceControlAccept::PRESHUTDOWN;
+    assert_eq!(states.last().unwrap().controls_accepted, controls);
     // Invoices are in flight, and end one after the other.
     thread::sleep(Duration::from_secs(2));
     service.stop().unwrap();
     let states = states_until(&service, ServiceState::Stopped);
-    let pending: Vec<_> = states.iter().filter(|state| state.current_state == ServiceState::StopPending).collect();
-    assert!(pending.len() > 1 && pending.is_sorted_by(|a, b| a.checkpoint < b.checkpoint), "{states:#?}");
-    assert!(pending.iter().all(|state| state.wait_hint <= Duration::from_secs(9)), "{states:#?}");
+    let stopping = pending(&states);
+    assert!(stopping.len() > 1 && stopping.is_sorted_by(|a, b| a.checkpoint < b.checkpoint), "{states:#?}");
+    let limits = Duration::from_secs(1)..=Duration::from_secs(9);
+    assert!(stopping.iter().all(|state| limits.contains(&state.wait_hint)), "{states:#?}");
+    assert!(stopping.iter().all(|state| state.controls_accepted.is_empty()), "{states:#?}");
     assert_eq!(states.last().unwrap().exit_code, ServiceExitCode::Win32(0), "{states:#?}");
-    let log = log();
-    let started: usize = log.lines().find_map(|line| line.strip_suffix(" invoices were started")?.parse().ok()).unwrap();
-    assert!(started > 1 && log.matches("is sent").count() == started, "{log}");
+    let text = fs::read_to_string(log()).unwrap();
+    let started: usize = text.lines().find_map(|line| line.strip_suffix(" invoices were started")?.parse().ok()).unwrap();
+    assert!(started > 1 && text.matches("is sent").count() == started, "{text}");
 
-    // A task hangs, so the service exits with the code of a missed deadline.
+    // A task hangs, so the service exits with the code of a missed deadline. The checkpoint rises when the shutdown starts, at the first
+    // report, and when the program ends. During the rest of the eight seconds, there is no progress.
     service.start(&["hang"]).unwrap();
     states_until(&service, ServiceState::Running);
     service.stop().unwrap();
     let states = states_until(&service, ServiceState::Stopped);
+    assert!(pending(&states).len() <= 3, "{states:#?}");
     assert_eq!(states.last().unwrap().exit_code, ServiceExitCode::ServiceSpecific(1), "{states:#?}");
+
+    // The program runs, but is not ready until a file exists.
+    let ready = log().with_extension("ready");
+    let _ = fs::remove_file(&ready);
+    fs::remove_file(log()).unwrap();
+    service.start(&["slow-ready"]).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while !log().exists() {
+        assert!(Instant::now() < deadline, "the program does not run");
+        thread::sleep(Duration::from_millis(10));
+    }
+    let state = service.query_status().unwrap();
+    assert_eq!((state.current_state, state.controls_accepted), (ServiceState::StartPending, ServiceControlAccept::empty()));
+    fs::write(&ready, "").unwrap();
+    states_until(&service, ServiceState::Running);
+    service.stop().unwrap();
+    states_until(&service, ServiceState::Stopped);
+    fs::remove_file(ready).unwrap();
+
+    // The program drops its host, so that nothing can stop the service.
+    service.start(&["forget-host"]).unwrap();
+    let states = states_until(&service, ServiceState::Stopped);
+    assert_eq!(states.last().unwrap().exit_code, ServiceExitCode::ServiceSpecific(2), "{states:#?}");
     drop(service);
     assert!(run("uninstall"));
     // The program is not a service now.
