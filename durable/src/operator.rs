@@ -30,11 +30,11 @@ pub struct QueueInfo {
 }
 
 impl Durable {
-    /// Returns all queues that have jobs or workers, and all queues that have ever had limits or a pause. The list is sorted by name, and
+    /// Returns all queues that have jobs or workers, and all queues that were ever limited or paused. The list is sorted by name, and
     /// includes the queues of other programs.
     ///
-    /// The call executes a single statement. The duration of this statement does not depend on the number of jobs, because each count stops
-    /// above [`QueueCounts::LIMIT`].
+    /// The call executes a single statement. The duration of this statement does not depend on the number of jobs, because the store stops
+    /// counting above [`QueueCounts::LIMIT`].
     ///
     /// # Errors
     ///
@@ -95,9 +95,9 @@ impl UntypedQueue {
     /// Returns up to 100 jobs with this status. If `after` is `None`, returns the first jobs of the list. If `after` is a job, returns the
     /// jobs that follow this job in the list.
     ///
-    /// Waiting jobs are listed in the order in which they run. The list starts with jobs that are due, sorted by priority. Jobs that wait
-    /// because of the limit of their key come next. Jobs that are due later are at the end. Jobs that are done, dead or cancelled are
-    /// sorted by the time at which they ended, latest first. Running and retrying jobs are sorted by their due time, earliest first.
+    /// Waiting jobs are listed in the order in which they run. The list starts with jobs that are due, highest priority first. Due jobs
+    /// that wait because of the limit of their key come next. Jobs that are due later are at the end. Jobs that are done, dead or cancelled
+    /// are sorted by the time at which they ended, latest first. Running and retrying jobs are sorted by their due time, earliest first.
     /// `after` must be a job of the same list.
     ///
     /// # Errors
