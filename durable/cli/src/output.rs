@@ -73,7 +73,7 @@ pub(crate) fn job_details(job: &JobInfo) -> String {
     })
 }
 
-/// Aligns the columns of a table. The columns `numbers` are aligned to the right.
+/// Aligns the columns of a table. The columns in the range `numbers` are aligned to the right.
 fn table<const N: usize>(rows: &[[String; N]], numbers: std::ops::Range<usize>) -> String {
     let rows: Vec<[String; N]> = rows.iter().map(|row| row.each_ref().map(|cell| shortened(cell))).collect();
     let mut widths = [0; N];
@@ -130,7 +130,7 @@ fn span(duration: Duration) -> String {
 fn timestamp(time: SystemTime) -> String {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let (days, seconds) = (since.as_secs() / 86400, since.as_secs() % 86400);
-    // Counts days from 0000-03-01, so that the leap day is the last day of a year.
+    // `shifted` counts days from 0000-03-01. In years that start in March, the leap day is the last day.
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
     let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36524 - day_of_era / 146_096) / 365;
