@@ -29,8 +29,8 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// The task ignores missed ticks that are older than this duration.
 const MAX_MISSED: TimeDelta = TimeDelta::days(1);
 
-/// Determines for which missed ticks a job is enqueued late. A tick is a time at which a schedule is due. A tick is missed if no process
-/// ran the schedule at this time, or if an outage of the store delayed the tick by more than 5 minutes. See [`CronSchedule::missed`].
+/// Determines for which missed ticks a job is enqueued late. A tick is a time at which a schedule is due. A tick is missed in two cases: no
+/// process ran the schedule at this time, or an outage of the store delayed the tick by more than 5 minutes. See [`CronSchedule::missed`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MissedTicks {
@@ -178,8 +178,8 @@ impl<T: Serialize + Send + 'static> Queue<T> {
     /// create different jobs.
     ///
     /// The store contains the last tick of each schedule. When the task starts, it applies the policy of [`CronSchedule::missed`] to the
-    /// ticks that were missed after the stored tick. If no tick of this schedule is stored yet, the task enqueues a job for the last tick
-    /// of the previous 5 minutes, if there is such a tick. In this case, the policy has no effect.
+    /// ticks that were missed after the stored tick. If no tick of this schedule is stored yet, the policy has no effect. The task then
+    /// enqueues a job for the last tick only, and only if this tick is at most 5 minutes old.
     ///
     /// During an outage of the store, the task retries the current tick for up to a day. The task reports the outage to the registry's
     /// observers as one failed task. Other ticks may become due during the outage. If they are more than 5 minutes late when the outage
@@ -281,8 +281,8 @@ impl<T: Serialize + Send + 'static> Queue<T> {
                             }
                             break;
                         }
-                        // If the tick cannot be stored, the tick counts as missed when the task starts again. The unique key of the tick
-                        // prevents a second job during `KEY_PERIOD`.
+                        // If the tick cannot be stored, the tick counts as missed when the task starts again. If the task starts again
+                        // within `KEY_PERIOD`, the unique key of the tick prevents a second job.
                         let _ = remember(Some(tick)).await;
                     }
                     // If the clock was set back, the search for the next tick starts at the new time.

@@ -122,9 +122,10 @@ impl Durable {
     ///
     /// The tables are in the schema `background_tasks`. To use another schema, call [`postgres_in`](Self::postgres_in). The first process
     /// that connects creates the schema and the tables. This process must connect as the owner of the database, or as a user with the
-    /// privilege `CREATE` on the database. If your program connects as a user without this privilege, first run a program that connects as
-    /// the owner, and that uses the same version of this crate. Do this again after each update of this crate that changes the tables. When
-    /// the tables exist, a user needs only `USAGE` on the schema, and `SELECT`, `INSERT`, `UPDATE` and `DELETE` on its tables.
+    /// privilege `CREATE` on the database. If your program connects as a user without this privilege, run another program first. This other
+    /// program must connect as the owner, with the same version of this crate. Run it again after each update of this crate that changes
+    /// the tables. When the tables exist, a user needs only `USAGE` on the schema, and `SELECT`, `INSERT`, `UPDATE` and `DELETE` on its
+    /// tables.
     ///
     /// Earlier versions of this crate stored jobs in the schema `apalis`. The first process that connects with this version moves these
     /// jobs to the new tables. Before you start this process, stop the workers of the earlier version. If such a worker still runs a job,
@@ -155,8 +156,8 @@ impl Durable {
     /// - [`Error::NoRuntime`] if the caller is not in a tokio runtime.
     /// - [`Error::Unavailable`] if the database does not exist, or its server accepts no connection within about 10 seconds.
     /// - [`Error::Denied`] if the user has no access to the database.
-    /// - [`Error::Schema`] if a newer version of this crate has changed the tables, if the schema contains a table `jobs` of another
-    ///   program, or if the encoding of the database is not UTF8.
+    /// - [`Error::Schema`] in three cases. A newer version of this crate has changed the tables. The schema contains a table `jobs` of
+    ///   another program. The encoding of the database is not UTF8.
     /// - [`Error::Address`] if the URL is invalid.
     #[cfg(feature = "postgres")]
     pub async fn postgres(url: &str) -> Result<Self, Error> {

@@ -53,8 +53,8 @@ impl FromStr for JobId {
 /// A `Job` is the argument of a handler. It contains the payload, the [ID](Job::id) and the attempt number, and dereferences to the
 /// payload.
 ///
-/// A handler receives a job *at least once*: if a process dies before it has stored the outcome, the job runs again. If the handler uses
-/// the ID as the key of an upsert, as the idempotency key of a payment, or as the `Message-ID` of a mail, repeated attempts are harmless.
+/// A handler receives a job *at least once*: if a process dies before it has stored the outcome, the job runs again. To make repeated
+/// attempts harmless, use the ID as the key of an upsert, as the idempotency key of a payment, or as the `Message-ID` of a mail.
 ///
 /// After a failed attempt, the job is not retried while a clone of its `Job` exists. A [timeout](crate::WorkerOptions::timeout) does not
 /// stop a blocking closure that the handler has started. Therefore move a clone of the `Job` into such a closure. The next attempt then
@@ -194,7 +194,7 @@ impl JobStatus {
         matches!(self, Self::Done | Self::Dead | Self::Cancelled)
     }
 
-    /// Returns the status of a job with this state in the store.
+    /// Converts a state in the store, such as `available`, to a status.
     pub(crate) fn of(state: &str) -> Self {
         match state {
             "running" => Self::Running,
@@ -367,8 +367,8 @@ impl JobInfo {
     }
 }
 
-/// The number of jobs of a queue in each status. Jobs that have ended are deleted after their
-/// [retention](crate::WorkerOptions::retention). A number above [`LIMIT`](QueueCounts::LIMIT) means "at least this many".
+/// The number of jobs of a queue in each status. Jobs that have ended are deleted after their [retention](crate::WorkerOptions::retention).
+/// If a number is above [`LIMIT`](QueueCounts::LIMIT), the real number can be larger.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct QueueCounts {

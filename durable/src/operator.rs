@@ -52,14 +52,14 @@ impl Durable {
         self.runtime.enter(self.engine.store.info(None, id.0)).await
     }
 
-    /// Returns the queue with this name, for a program that does not know the type of the queue's jobs. This call does not access the
+    /// Returns the queue with this name, for a program that does not know the payload type of the queue. This call does not access the
     /// store.
     pub fn untyped_queue(&self, name: impl Into<Cow<'static, str>>) -> UntypedQueue {
         UntypedQueue { durable: self.clone(), name: name.into() }
     }
 }
 
-/// A queue for a program that does not know the type of its jobs, such as a tool that operates the queues of other programs.
+/// A queue whose payload type the program does not know. For example, a tool uses this type to operate the queues of other programs.
 ///
 /// ```no_run
 /// # use background_tasks_durable::{Durable, Error, JobStatus};

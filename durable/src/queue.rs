@@ -52,9 +52,9 @@ impl Durable {
 impl<T> Queue<T> {
     /// Sets the version of the payload type `T`. Default: 1.
     ///
-    /// If a release changes `T`, and stored payloads cannot or must not be deserialized as the new `T`, raise the version. Workers of the
-    /// previous release cannot run jobs of the new version. They put these jobs back into the queue. Each of these jobs is due again after
-    /// the [`unknown_version_delay`](crate::WorkerOptions::unknown_version_delay).
+    /// Raise the version if a release changes `T` in such a way that stored payloads cannot or must not be deserialized as the new `T`.
+    /// Workers of the previous release cannot run jobs of the new version. They put these jobs back into the queue. Each of these jobs is
+    /// due again after the [`unknown_version_delay`](crate::WorkerOptions::unknown_version_delay).
     #[must_use]
     pub fn version(mut self, version: u32) -> Self {
         self.version = version;

@@ -229,7 +229,7 @@ pub(crate) trait Heart: Send {
     fn next_notice(&mut self, limit: Duration, poll_interval: Duration) -> StoreFuture<'_, Notice>;
 }
 
-/// A database with the tables of this crate. The trait is object-safe, so that `Durable` has no type parameter.
+/// A database with the tables of this crate. The trait is object-safe, so that `Durable` needs no type parameter for its store.
 pub(crate) trait Store: Send + Sync + 'static {
     /// Fails if the file of the database was deleted or replaced while it was open.
     fn check_available(&self) -> StoreResult {
@@ -256,8 +256,8 @@ pub(crate) trait Store: Send + Sync + 'static {
 
     fn heart(&self) -> StoreFuture<'_, Box<dyn Heart>>;
     fn register<'a>(&'a self, worker: &'a WorkerLease) -> StoreFuture<'a>;
-    /// Puts the jobs of these workers back into their queues, and deletes the entries of the workers. A delayed fetch for such a worker
-    /// then finds no jobs, because a fetch needs the entry of its worker.
+    /// Puts the jobs of these workers back into their queues, and deletes the entries of the workers. A fetch needs the entry of its
+    /// worker. If a fetch for a deleted worker is delayed, it therefore finds no jobs.
     fn deregister<'a>(&'a self, workers: &'a [String]) -> StoreFuture<'a>;
     /// Makes the due jobs of these queues available to workers. Returns for each queue whether workers can fetch jobs, and when the next
     /// job is due.
@@ -288,7 +288,7 @@ pub(crate) trait Store: Send + Sync + 'static {
     fn info<'a>(&'a self, queue: Option<&'a str>, id: Ulid) -> StoreFuture<'a, Option<JobInfo>>;
     /// Returns the statuses of these jobs. Skips jobs that do not exist.
     fn statuses<'a>(&'a self, ids: &'a [Ulid]) -> StoreFuture<'a, Vec<(Ulid, JobStatus)>>;
-    /// Returns jobs of one [state of the store](STATES).
+    /// Returns jobs in this state, which is one of [`STATES`].
     fn jobs<'a>(
         &'a self,
         queue: &'a str,
@@ -311,7 +311,7 @@ pub(crate) trait Store: Send + Sync + 'static {
     fn set_limits<'a>(&'a self, queue: &'a str, limits: QueueLimits) -> StoreFuture<'a>;
     /// Returns the jobs of a queue that wait or are retried, oldest first.
     fn enqueued<'a>(&'a self, queue: &'a str) -> StoreFuture<'a, Vec<EnqueuedRow>>;
-    /// Moves all times of jobs and queues into the past, so that a test does not wait for delays.
+    /// Moves all times of jobs and queues into the past, as if this time had passed. Tests use this call to avoid waits for delays.
     fn advance(&self, by: Duration) -> StoreFuture<'_>;
     #[cfg(feature = "sqlite")]
     fn sqlite(&self) -> Option<&sqlx::SqlitePool> {

@@ -60,7 +60,7 @@ impl<T> Queue<T> {
     ///
     /// # Outages of the store
     ///
-    /// During an outage, the worker retries its calls to the store after 0.1 to 5 seconds. Outcomes that it could not commit stay in
+    /// During an outage, the worker retries its calls to the store after 0.1 to 5 seconds. Outcomes that are not committed yet stay in
     /// memory. A shutdown waits until these outcomes are committed, so set a deadline for the shutdown. The worker reports an outage as a
     /// failed task named `QUEUE worker`, where `QUEUE` is the name of the queue. One outage can cause several reports. The fetches, the
     /// heartbeats, the maintenance and each batch of outcomes report it separately, and each of them only once. If the worker could not
@@ -75,8 +75,8 @@ impl<T> Queue<T> {
     /// A [timeout](WorkerOptions::timeout) or a [cancellation](Queue::cancel) drops the handler's future, but does not stop a blocking
     /// closure that the handler has started. After a timeout, the next attempt could then run at the same time as the closure. To prevent
     /// this, move the [`Job`] or a clone of it into the closure. A failed attempt then ends only when the last clone is dropped. Until
-    /// then, the job keeps its permit and its lease, and a shutdown waits for it. After an [abort](Registry::abort), the job keeps the
-    /// lease, but not the permit, and a shutdown does not wait.
+    /// then, the job keeps its permit and its lease, and a shutdown waits for the job. After an [abort](Registry::abort), the job keeps the
+    /// lease, but not the permit, and a shutdown does not wait for the job.
     ///
     /// ```
     /// # use background_tasks_durable::{Failure, Job};
@@ -169,7 +169,7 @@ struct WorkerTask {
 }
 
 /// A job becomes a suspect after its worker has died this many times. One death is not enough, because a death is counted for all jobs of
-/// the worker, and only one of these jobs may have caused it.
+/// the worker. Most of these jobs have not caused the death.
 const SUSPICIOUS_CRASHES: u32 = 2;
 
 impl WorkerTask {

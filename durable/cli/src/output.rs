@@ -116,7 +116,7 @@ fn relative(time: SystemTime) -> String {
     }
 }
 
-/// Returns a duration in its largest unit.
+/// Formats a duration in its largest unit, such as `5 min`.
 fn span(duration: Duration) -> String {
     match duration.as_secs() {
         seconds @ 0..120 => format!("{seconds} s"),
@@ -239,7 +239,7 @@ pub(crate) fn json(value: &impl Serialize) -> String {
     format!("{}\n", serde_json::to_string(value).expect("text and numbers are JSON"))
 }
 
-/// Returns an array with one element on each line.
+/// Returns a JSON array with one element on each line.
 fn array(lines: impl Iterator<Item = String>) -> String {
     let lines: Vec<_> = lines.map(|line| line.trim_end().to_owned()).collect();
     format!("[{}]\n", lines.join(",\n"))

@@ -144,7 +144,7 @@ fn unavailable(options: &PgConnectOptions, cause: impl Display) -> Error {
     })
 }
 
-/// The schema of the tables if the program does not choose another schema.
+/// The default schema of the tables.
 pub(crate) const SCHEMA: &str = "background_tasks";
 
 /// The migrations of the tables. Each migration contains the statements that create one version of the tables. `@` is replaced by the
@@ -153,8 +153,8 @@ const MIGRATIONS: [&str; 1] = [include_str!("migrations/postgres_1.sql")];
 const CARRY_OVER: &str = include_str!("migrations/postgres_carry_over.sql");
 
 async fn migrate(conn: &mut PgConnection, prefix: &str, schema: &str) -> StoreResult {
-    // If all tables exist, this function must create nothing: a user without the privilege `CREATE` cannot run `CREATE … IF NOT EXISTS`,
-    // even if the tables exist.
+    // If all tables exist, this function must not try to create them. A user without the privilege `CREATE` cannot run `CREATE … IF NOT
+    // EXISTS`, even if the tables exist.
     let versions = format!("{prefix}versions");
     let exist: (bool, bool) = sqlx::query_as("SELECT to_regclass($1) IS NOT NULL, to_regclass($2) IS NOT NULL")
         .bind(&versions)
@@ -277,10 +277,10 @@ fn without_nul(text: &str) -> String {
 }
 
 /// Fetches jobs. The lateral join makes the server use the index of available jobs, even if the statistics of the table are missing or old.
-/// Without the join, the server sorts the whole queue at each fetch in two cases: if the limit is a parameter, or if the statistics were
-/// collected while the queue was empty.
+/// Without the join, there are two cases in which the server sorts the whole queue at each fetch. In the first case, the limit is a
+/// parameter. In the second case, the statistics were collected while the queue was empty.
 ///
-/// The commit is synchronous. After an asynchronous commit, a crash of the server could undo the fetch, and another worker could start the
+/// The commit is synchronous. After an asynchronous commit, a crash of the server could undo the fetch. Another worker could then start the
 /// job while this worker still runs it.
 const FETCH: &str = "WITH fetched AS (
     UPDATE @jobs AS jobs SET state = 'running', run = run + 1, worker = requests.worker
@@ -321,7 +321,7 @@ const FETCH_LIMITED: &str = "WITH next AS (
 const SPEND_RATE: &str = "UPDATE @queues SET rate_left = $2, rate_at = clock_timestamp() WHERE name = $1";
 
 /// Makes due jobs available. For each queue, returns whether workers can fetch jobs, and when the next job is due. The outer query does not
-/// see the update: it reads the states that the jobs had before. It therefore also reads `due`, which contains the updated jobs.
+/// see the update: it reads the states that the jobs had before. The query therefore also reads `due`, which contains the updated jobs.
 const TICK: &str = "WITH due AS (
     UPDATE @jobs SET state = 'available' WHERE id = ANY (ARRAY(
         SELECT next.id FROM unnest($1::text[]) AS queues (name)
@@ -370,8 +370,8 @@ const COLUMNS: &str =
     (extract(epoch FROM ended_at) * 1000000)::bigint AS ended_at, error, result, payload";
 
 /// Reads all queues without reading all jobs. In each index, the statement skips from one queue to the next. In the index of available
-/// jobs, the statement also skips from one priority to the next, because the first job of each priority is the oldest job of this priority.
-/// From these jobs, the statement finds the oldest due job of the queue.
+/// jobs, the statement also skips from one priority to the next. The first job of each priority is the oldest job of this priority. From
+/// these first jobs, the statement finds the oldest due job of the queue.
 const QUEUES: &str = "WITH RECURSIVE
     available AS (
         (SELECT queue, priority, run_at FROM @jobs WHERE state = 'available' ORDER BY queue, priority DESC, run_at LIMIT 1)
@@ -418,8 +418,8 @@ const RECOVER: &str = "WITH dead AS (DELETE FROM @workers WHERE expires_at < now
         WHERE worker IN (SELECT id FROM dead) RETURNING id)
     SELECT count(*) FROM lost";
 
-/// Makes jobs available again whose worker is not registered. They were fetched at the same time as their worker was deregistered, so no
-/// worker has started them.
+/// If the worker of a job is not registered, makes the job available again. The job was fetched while its worker was deregistered, so no
+/// worker has started the job.
 const RECOVER_UNSTARTED: &str =
     "UPDATE @jobs AS jobs SET state = CASE state WHEN 'running' THEN 'available' ELSE state END, worker = NULL
     WHERE worker IS NOT NULL AND NOT EXISTS (SELECT FROM @workers WHERE workers.id = jobs.worker)";

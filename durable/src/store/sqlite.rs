@@ -90,7 +90,7 @@ impl Sqlite {
 
 fn options(path: &Path) -> SqliteConnectOptions {
     // With `Full`, commits survive a power failure. The row buffer is large enough for all rows of a fetch. The thread of the driver can
-    // therefore finish the statement even if a handler blocks the runtime, and no task receives the rows.
+    // therefore finish the statement even if a handler blocks the runtime, so that no task receives the rows.
     SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true)
@@ -338,8 +338,8 @@ const RECOVER: &str =
         run_at = ?1 + min(600, 2 << min(crashes, 10)) * (500 + abs(random() % 1000))
     WHERE worker IN (SELECT id FROM background_tasks_workers WHERE expires_at < ?1)";
 
-/// Makes jobs available again whose worker is not registered. They were fetched at the same time as their worker was deregistered, so no
-/// worker has started them.
+/// If the worker of a job is not registered, makes the job available again. The job was fetched while its worker was deregistered, so no
+/// worker has started the job.
 const RECOVER_UNSTARTED: &str = "UPDATE background_tasks_jobs SET
         state = CASE state WHEN 'running' THEN 'available' ELSE state END, worker = NULL
     WHERE worker IS NOT NULL AND worker NOT IN (SELECT id FROM background_tasks_workers)";
@@ -350,8 +350,8 @@ const HAS_DEAD: &str = "SELECT EXISTS (SELECT 1 FROM background_tasks_workers WH
     OR EXISTS (SELECT 1 FROM background_tasks_jobs WHERE worker IS NOT NULL AND worker NOT IN (SELECT id FROM background_tasks_workers))";
 
 /// Reads all queues without reading all jobs. In each index, the statement skips from one queue to the next. In the index of available
-/// jobs, the statement also skips from one priority to the next, because the first job of each priority is the oldest job of this priority.
-/// From these jobs, the statement finds the oldest due job of the queue. `?1` is the current time.
+/// jobs, the statement also skips from one priority to the next. The first job of each priority is the oldest job of this priority. From
+/// these first jobs, the statement finds the oldest due job of the queue. `?1` is the current time.
 const QUEUES: &str = "WITH RECURSIVE
     available (queue, priority, run_at) AS (
         SELECT * FROM (SELECT queue, priority, run_at FROM background_tasks_jobs INDEXED BY background_tasks_jobs_available
