@@ -44,8 +44,8 @@ impl<S: Source> Consumer<S> {
     /// Sets the number of attempts after which a message is dead. Default: 20. Minimum: 1.
     ///
     /// The broker can deliver a message again after its last attempt, for example if the process died. No handler runs then. The consumer
-    /// moves the message to the dead-letter queue, and reports this as a failed task with the name that [`serve`](Self::serve) has
-    /// received.
+    /// moves the message to the dead-letter queue, and reports this as a failed task. The task has the name that the program has passed to
+    /// [`serve`](Self::serve).
     ///
     /// Most brokers count each delivery as an attempt, even if the handler has not failed. If `attempts` is small, such deliveries alone
     /// can make a message dead. The default is therefore high. These deliveries count although the handler has not failed:

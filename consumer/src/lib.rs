@@ -45,7 +45,7 @@
 //!
 //! To create queues and to send messages, use the client library of the broker.
 //!
-//! **Every message is handled at least once.** A process can die when a handler has done its work and the message is not acknowledged yet.
+//! **Every message is handled at least once.** A process can die after a handler has done its work, and before the message is acknowledged.
 //! The broker then delivers the message again, so handlers must be idempotent. [`Delivery::id`] is the same at every attempt. The crate
 //! promises no order, no priority and no deduplication.
 //!

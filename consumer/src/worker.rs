@@ -142,7 +142,7 @@ where
             return self.release(&delivery, &mut receipt, &mut lease, Release::Shutdown).await;
         }
         if delivery.attempt() > max_attempts {
-            // The last attempt did not acknowledge the message, for example because its process died.
+            // The last attempt has not settled the message, for example because its process died.
             let reason = format!("not handled: {max_attempts} attempts have not settled message {:?}", delivery.id());
             let moved = self.settle(&delivery, &mut receipt, &mut lease, Settlement::DeadLetter(&reason)).await;
             let is_held = moved.as_ref().is_err_and(|error| error.is_held);

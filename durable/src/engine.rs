@@ -122,16 +122,16 @@ impl Engine {
         }
     }
 
-    /// Records that jobs of this queue are due now, and waits until other processes are notified. `changed` does not wait. This function
-    /// does, because the program may exit after the call. If the notification is lost, other processes find the jobs at their next check of
-    /// the queue.
+    /// Records that jobs of this queue are due now, and notifies other processes. Unlike `changed`, this function waits until the
+    /// notification is sent, because the program may exit after the call. If the notification is lost, other processes find the jobs at
+    /// their next check of the queue.
     pub(crate) async fn notify_changed(&self, queue: &str) {
         self.mark_ready(queue);
         let _ = with_timeout(RESPONSE_TIMEOUT, self.store.notify(vec![queue.to_owned()])).await;
     }
 
-    /// Sends notifications for jobs that the program enqueues in its own transaction. They are sent a short time after this call, and not
-    /// in the transaction, because Postgres commits transactions with notifications one at a time.
+    /// Sends notifications for jobs that the program enqueues in its own transaction, a short time after this call. The transaction itself
+    /// does not send them, because Postgres commits transactions with notifications one at a time.
     pub(crate) fn changes_soon(self: &Arc<Self>, queue: &'static str) {
         let this = self.clone();
         self.runtime.spawn(async move {
@@ -142,9 +142,9 @@ impl Engine {
         });
     }
 
-    /// Sends the pending notifications, until none is pending. They are sent after the transaction that enqueues a job, and not in it,
-    /// because Postgres commits transactions with notifications one at a time. If more notifications become pending during a call to the
-    /// store, the next call sends all of them. If a notification is lost, its job waits until the next check of the queue.
+    /// Sends notifications until none is pending. The transaction that enqueues a job does not send its notification, because Postgres
+    /// commits transactions with notifications one at a time. If more notifications become pending during a call to the store, the next
+    /// call sends all of them. If a notification is lost, its job waits until the next check of the queue.
     async fn send_notices(&self) {
         loop {
             let queues: Vec<_> = {
@@ -327,8 +327,8 @@ impl Engine {
         Ok(true)
     }
 
-    /// Reads from the store which jobs the workers hold. Stops those jobs that were cancelled. If no worker knows a job, the response to
-    /// its fetch was lost, and the job goes back into its queue.
+    /// Reads from the store which jobs the workers hold. Stops those jobs that were cancelled. If the store lists a job that no worker has,
+    /// the response to the job's fetch was lost. This job goes back into its queue.
     async fn compare_held_jobs(&self, workers: &[Arc<WorkerHandle>]) -> StoreResult {
         let ids: Vec<_> = workers.iter().map(|worker| worker.id.clone()).collect();
         let Some(held) = self.unless_closing(workers, self.store.held(&ids)).await? else { return Ok(()) };

@@ -16,9 +16,9 @@ const MAX_RUN_AT: Duration = Duration::from_secs(253_402_300_799);
 /// A request to enqueue one or more jobs. To enqueue the jobs, await the request or call [`in_transaction`](Enqueue::in_transaction).
 /// Either all of the jobs are enqueued, or none.
 ///
-/// When the awaited request returns `Ok`, the jobs are committed to the store and survive a power failure. After an error, nothing was
-/// enqueued, with one exception. After [`Error::Unavailable`], the jobs may have been enqueued, because the server may have become
-/// unavailable during the commit. To retry safely after this error, set a [unique key](Enqueue::unique_key).
+/// When the awaited request returns `Ok`, the jobs are committed to the store and survive a power failure. After any error except
+/// [`Error::Unavailable`], nothing was enqueued. After [`Error::Unavailable`], the jobs may have been enqueued, because the server may have
+/// become unavailable during the commit. To retry safely after this error, set a [unique key](Enqueue::unique_key).
 ///
 /// # Cancel safety
 ///
@@ -91,8 +91,8 @@ impl<R> Enqueue<R> {
     /// This process notifies the workers 10 and 200 milliseconds after this call. If the transaction commits later, the workers find the
     /// jobs at their [next check](crate::WorkerOptions::poll_interval) of the store.
     ///
-    /// On SQLite, start the transaction with `BEGIN IMMEDIATE`. A transaction that starts with a plain `BEGIN`, first reads and then writes
-    /// can fail. The reason is that another transaction may write between the read and the write.
+    /// On SQLite, start the transaction with `BEGIN IMMEDIATE`. With a plain `BEGIN`, a transaction that reads before it writes can fail,
+    /// because another transaction may write between the read and the write.
     ///
     /// # Errors
     ///

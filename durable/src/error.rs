@@ -3,8 +3,8 @@ use std::{error, fmt, io};
 
 /// The error of a call to this crate. A failed call has changed nothing, unless its documentation says otherwise.
 ///
-/// After [`Error::Unavailable`], the change of any call may have been committed, because the database may have become unavailable during
-/// the commit.
+/// After [`Error::Unavailable`], the call may have changed something, because the database may have become unavailable while it committed
+/// the change.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -16,7 +16,7 @@ pub enum Error {
     /// The database cannot be used at the moment. Either the database, its file or its folder does not exist, or the server does not
     /// respond, or no connection became free in time.
     Unavailable(String),
-    /// Another connection held a lock of the database for longer than this call could wait.
+    /// Another connection held a lock of the database for longer than the time limit of this call.
     Locked(sqlx::Error),
     /// The disk is full.
     Full(sqlx::Error),

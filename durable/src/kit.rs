@@ -32,7 +32,7 @@ use std::time::Duration;
 ///
 /// # Cancel safety
 ///
-/// If the future is dropped during an attempt, the job stays [`Running`](JobStatus::Running) for 24 hours.
+/// If the future is dropped during an attempt, the job stays [`Running`](JobStatus::Running) until its lease of 24 hours expires.
 pub async fn drain<T, H, F, R, E>(queue: &Queue<T>, options: WorkerOptions, handler: H) -> Result<Vec<JobInfo>, Error>
 where
     T: DeserializeOwned + Send + 'static,

@@ -28,9 +28,9 @@ impl QueueLimits {
 
     /// Sets how many jobs can start per period on average. Default: no limit. Minimum: 1 job and a period of 1 millisecond.
     ///
-    /// The limit is a token bucket. Each job takes one token when it starts, and waits if there is none. The bucket holds at most `jobs`
-    /// tokens, and gets `jobs` new tokens per `period`, evenly. If no job has started for a while, up to `jobs` jobs can therefore start at
-    /// the same time.
+    /// The limit is a token bucket. Each job takes one token when it starts, and waits if there is none. The bucket receives `jobs` tokens
+    /// per `period`, at a constant rate, and holds at most `jobs` tokens. If no job has started for a while, up to `jobs` jobs can
+    /// therefore start at the same time.
     pub fn rate(mut self, jobs: u32, period: Duration) -> Self {
         self.rate = Some((jobs.max(1), period.max(Duration::from_millis(1))));
         self

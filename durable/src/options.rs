@@ -80,7 +80,7 @@ impl WorkerOptions {
     ///
     /// - On Postgres, jobs that other processes enqueue also start immediately, because those processes send notifications. The check finds
     ///   only the jobs whose notification was lost.
-    /// - On SQLite, there are no notifications. At each interval, but at least once a second, the process checks whether the file has
+    /// - On SQLite, there are no notifications. The process checks at this interval, but at least once a second, whether the file has
     ///   changed. Each check takes microseconds.
     ///
     /// If the workers of a process have different intervals, all workers use the shortest interval.
@@ -110,8 +110,8 @@ impl WorkerOptions {
 
     /// Sets how many times a job runs again after the death of its worker. Default: 10. After one more death, the job is dead.
     ///
-    /// When a worker dies, the death counts for every job that the worker has fetched and not finished, even if another job has caused the
-    /// death. A death does not count toward [`max_attempts`](Self::max_attempts).
+    /// When a worker dies, the death counts for every job that the worker has fetched and not finished. Only one of these jobs may have
+    /// caused the death. A death does not count toward [`max_attempts`](Self::max_attempts).
     ///
     /// A job with two deaths runs alone in its process. If the process dies once more, another job cannot be the cause.
     pub fn crashes(mut self, crashes: u32) -> Self {
@@ -141,7 +141,7 @@ impl WorkerOptions {
     /// Sets the longest time for which the worker waits for a response of the store. Default: 15 seconds. Minimum: 1 second.
     ///
     /// When this time expires, the worker repeats the call. On Postgres, it uses another connection for the repeated call. If a commit of
-    /// outcomes exceeds the limit, the limit doubles for the next try, up to 10 minutes, because the store may be overloaded.
+    /// outcomes exceeds the limit, the store may be overloaded. The limit then doubles for the next try, up to 10 minutes.
     ///
     /// Heartbeats have a separate time limit: two fifths of the shortest lease, and at least 2 seconds.
     pub fn response_timeout(mut self, limit: Duration) -> Self {

@@ -27,8 +27,8 @@ const MAX_DELAY: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// - The source rounds delays and leases up to whole seconds. Their maximum is 7 days.
 /// - A message has at most 64 KiB and no headers. The copy of a dead message contains no reason and never expires. If the response to the
 ///   call that stores the copy is lost, the dead-letter queue may contain two copies.
-/// - If the service does not find a message, an acknowledgement succeeds, because an earlier call may have deleted the message. If the
-///   service does not find the queue, the acknowledgement fails.
+/// - An acknowledgement also succeeds if the service does not find the message, because an earlier call may have deleted the message. It
+///   fails if the service does not find the queue.
 pub struct AzureQueue {
     queue: QueueClient,
     dead_letters: QueueClient,
@@ -58,7 +58,7 @@ impl AzureQueue {
         Self { queue, dead_letters, lease, poll_interval: Duration::from_secs(1), is_base64: false }
     }
 
-    /// Decodes the payload of each message as base64. Default: the payload is the text of the message.
+    /// Decodes the payload of each message as base64. Without this method, the payload is the text of the message.
     ///
     /// Older .NET libraries and Azure Functions encode their messages as base64. If a message is not valid base64, the payload is its text.
     #[must_use]

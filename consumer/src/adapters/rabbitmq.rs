@@ -38,9 +38,9 @@ const REASON: &str = "x-dead-letter-reason";
 /// - RabbitMQ cannot delay a message. The consumer [keeps](Source::can_delay) a failed message until its backoff has elapsed, so keep the
 ///   backoff short.
 /// - By default, RabbitMQ closes the channel of a consumer that does not acknowledge or release a message within 30 minutes
-///   (`consumer_timeout`).
-/// - A dead message has the header `x-dead-letter-reason`. It is a copy of the original message. If the broker's confirmation of the copy
-///   is lost, the dead-letter queue may contain two copies.
+///   (`consumer_timeout`). The message then returns to the queue.
+/// - A dead message is a copy of the original message, with the header `x-dead-letter-reason`. If the broker's confirmation of the copy is
+///   lost, the dead-letter queue may contain two copies.
 ///
 /// AMQP does not confirm acknowledgements. If an acknowledgement is lost, the message returns to the queue. During the drain, the source
 /// makes another call after each acknowledgement. The response to this call shows that the broker has handled the acknowledgement. A
@@ -86,7 +86,7 @@ pub enum RabbitError {
     /// The channel has closed, or the broker has cancelled the consumer, for example because the queue was deleted. If the queue still
     /// exists, its messages in progress have returned to it.
     Closed,
-    /// The broker has not stored the copy of a message.
+    /// The broker has not stored the copy of a message that the source has published for a retry or as a dead message.
     NotStored,
 }
 

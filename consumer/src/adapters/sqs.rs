@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 /// The service returns at most this many messages for one call.
 const MAX_BATCH: usize = 10;
-/// A message can be invisible for at most this time, extensions included. This time starts when the message is received.
+/// A received message is invisible for at most this time, even if the consumer extends its lease.
 const MAX_INVISIBLE: Duration = Duration::from_secs(12 * 60 * 60);
 /// A message can have at most this many attributes.
 const MAX_ATTRIBUTES: usize = 10;
@@ -34,15 +34,16 @@ const TRACE_HEADER: &str = "X-Amzn-Trace-Id";
 /// - If the queue has a redrive policy, SQS itself moves a message to another queue after `maxReceiveCount` deliveries, and no observer
 ///   receives a report. Use no redrive policy, or set `maxReceiveCount` above [`max_attempts`](crate::Consumer::max_attempts).
 /// - The service deletes a message when the retention period has elapsed since the message was sent. Default: 4 days. Maximum: 14 days.
-/// - The source rounds delays and leases up to whole seconds. A message is visible again at most 12 hours after it was received, even if a
-///   delay is longer or the consumer extends the lease.
+/// - The source rounds delays and leases up to whole seconds. A message becomes visible again at most 12 hours after it was received. A
+///   longer delay, or an extension of the lease, does not change this.
 /// - If the lease has expired and another consumer has received the message, an acknowledgement has no effect.
 /// - The headers are the attributes of the message that are not binary. The header `X-Amzn-Trace-Id` contains the trace header of X-Ray.
 /// - A dead message keeps its attributes. The source adds the attribute `Dead-Letter-Reason` of at most 1000 characters, unless the message
-///   has 10 other attributes or a payload above 128 KiB. If the response to the call that stores the copy is lost, the queue for dead
-///   messages may contain two copies.
+///   has 10 other attributes or a payload above 128 KiB. If the response to the call that stores the copy is lost, the dead-letter queue
+///   may contain two copies.
 /// - A `receive` from an empty queue takes 1 second. Amazon charges money for each request.
-/// - FIFO queues are not supported. The consumer handles messages of one group simultaneously, and a copy to a FIFO queue fails.
+/// - FIFO queues are not supported. The consumer would handle messages of one group simultaneously, and the copy of a dead message to a
+///   FIFO queue fails.
 ///
 /// Set an operation timeout for the client that is longer than 2 seconds and shorter than the lease. By default, the client has no
 /// operation timeout, and waits forever for a lost response.

@@ -48,7 +48,7 @@ impl fmt::Display for Report {
 }
 
 impl Plan {
-    /// Creates a plan that sends this number of messages and kills, aborts and freezes no workers.
+    /// Creates a plan that sends this number of messages, and kills, stops, aborts and freezes no workers.
     pub const fn new(messages: usize) -> Self {
         Self { messages, kills: 0, stops: 0, aborts: 0, freezes: 0, broker_fails: false }
     }
@@ -223,7 +223,7 @@ impl Drop for Worker {
 ///
 /// # Errors
 ///
-/// Returns the first promise that the source breaks: a message is lost, a message is repeated without a reason, or a worker does not stop.
+/// Returns the first promise that the source breaks. Examples: a message is lost, is repeated without a reason, or a worker does not stop.
 pub async fn processes<B: Broker>(broker: &B, mut command: impl FnMut() -> Command, plan: Plan) -> Result<Report, Violation> {
     let violation = |promise| move |observed: String| Violation { promise, observed };
     let runs = violation("a worker runs until it is stopped, and then exits");

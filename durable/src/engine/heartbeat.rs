@@ -1,5 +1,5 @@
-//! Renews the leases of the workers, and recovers the jobs of dead workers. This module uses a dedicated thread with its own runtime,
-//! because a handler may block the runtime of the program. The thread also receives the notifications of other processes.
+//! Renews the leases of the workers, and puts the jobs of dead workers back into their queues. This module uses a dedicated thread with its
+//! own runtime, because a handler may block the runtime of the program. The thread also receives the notifications of other processes.
 
 use super::{Engine, list};
 use crate::error::Error;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// A worker sends this many heartbeats in the time of one lease.
 const BEATS: u32 = 5;
 
-/// The thread waits for a notification for at most this time.
+/// The thread waits for a notification for at most this time. Then it checks again whether there are workers.
 const MAX_WAIT: Duration = Duration::from_secs(1);
 
 /// The time limit for a heartbeat is at least this long.
@@ -50,7 +50,7 @@ pub(super) async fn run(engine: &Arc<Engine>) {
     }
 }
 
-/// Stores the times that decide when leases are renewed and when jobs are recovered.
+/// Stores the times that decide when this process renews its leases, and when it takes the jobs of dead workers.
 struct Pulse {
     last: Instant,
     /// Before this time, this process does not treat other workers as dead. After an outage, it waits for one lease, because other workers

@@ -192,9 +192,9 @@ impl WorkerHandle {
         lock(&self.state).running -= 1;
     }
 
-    /// Adds a fetched job, and returns its lease. If an earlier run of the job still runs in this worker, this run continues, and the
-    /// function returns `None`. This happens if the process hung for longer than the lease, another process put the job back into the
-    /// queue, and this worker then fetched it again.
+    /// Adds a fetched job, and returns its lease. If this worker still runs the job after an earlier fetch, this run continues, and the
+    /// function returns `None`. This happens if the process hung for longer than the lease, and another process put the job back into the
+    /// queue. This worker can then fetch it again.
     pub(crate) fn take(self: &Arc<Self>, engine: &Arc<Engine>, job: &FetchedJob) -> Option<JobLease> {
         let mut state = lock(&self.state);
         if let Some(held) = state.jobs.get(&job.id).filter(|held| !held.is_over) {

@@ -93,8 +93,8 @@ impl Durable {
     /// - `deferred`: the worker does not know the version of the payload, so the job waits for another worker.
     /// - `lost`: the worker has lost the job because its lease had expired, and the store has discarded the outcome.
     ///
-    /// The duration of an attempt is the time that the handler runs. If the job is retried, the duration also includes the time until the
-    /// last clone of the [`Job`](crate::Job) is dropped, for example by a blocking closure. The duration of a fetch is the duration of its
+    /// The duration of an attempt is the time that the handler runs. If the job is retried, the duration includes the time until the last
+    /// clone of the [`Job`](crate::Job) is dropped. A blocking closure can own such a clone. The duration of a fetch is the duration of its
     /// statement. The counter `background_tasks_jobs_recovered_total` counts the jobs of dead workers that this process has put back into
     /// their queues.
     ///

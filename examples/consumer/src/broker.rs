@@ -28,7 +28,7 @@ pub(crate) const MAILS: &str = "mails";
 /// The queue of the mails' statuses. The workers send messages to the server through this queue.
 pub(crate) const NOTICES: &str = "notices";
 
-/// The number of attempts after which a message becomes a dead letter.
+/// The number of attempts after which a message moves to the dead-letter queue.
 pub(crate) const MAX_ATTEMPTS: u32 = 20;
 
 /// The number of messages of one queue that a process handles at the same time.
@@ -278,8 +278,8 @@ async fn declare(channel: &Channel) -> Result<(), lapin::Error> {
         let mut arguments = FieldTable::default();
         arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
         channel.queue_declare(dead(queue).into(), durable, arguments.clone()).await?;
-        // The broker drops a message that reaches this limit. The consumer's limit (`MAX_ATTEMPTS`) is lower, so the consumer moves the
-        // message to the dead-letter queue first.
+        // The broker drops a message that reaches this number of deliveries. The consumer's limit (`MAX_ATTEMPTS`) is lower, so the
+        // consumer moves the message to the dead-letter queue first.
         arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(1000));
         channel.queue_declare(queue.into(), durable, arguments).await?;
     }

@@ -46,8 +46,8 @@ impl Server {
     pub(crate) async fn bind(tasks: Tasks, broker: &Broker, options: &Options) -> Result<Self, String> {
         let listen = options.listen;
         let listener = TcpListener::bind(listen).await.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
-        // During a drain, the server waits for the rest of a request body for at most this time. The time is shorter than the grace period,
-        // so that a client that sends only half of a body cannot use up the grace period.
+        // During a drain, the server waits for the rest of a request body for at most this time. Because this time is shorter than the
+        // grace period, a client that sends only half of a body cannot use up the grace period.
         let http = HttpServer::new(&tasks, TokioTimer::new()).drain_timeout(Duration::from_secs(5).min(options.grace / 2));
         let signups = Signups::default();
         let known = signups.clone();

@@ -25,7 +25,7 @@ pub(crate) async fn start(tasks: &Tasks, broker: &Broker, options: &Options) -> 
     Ok(())
 }
 
-/// Sends a mail at least once. Sends a notice of the mail's status before and after the mail.
+/// Sends a mail. Before and after this, sends a notice with the status of the mail to the server.
 ///
 /// The consumer acknowledges the message after this function has returned, so the broker stores the last notice before the acknowledgement.
 /// If the process dies between these two steps, the next attempt sends the mail and the notices a second time. Both mails have the same
