@@ -3,7 +3,7 @@ use core::fmt;
 /// Says how a task was lost. [`Observer::lost`](crate::Observer::lost) receives this type.
 ///
 /// Every outcome except *completed* is a loss. The `Display` text is, for example, `failed: no such mailbox` or `was
-/// abandoned`. After the task's own text, it completes a sentence. Therefore `format!("{task} {loss}")` is a complete report.
+/// abandoned`. It continues the text of the task, so `format!("{task} {loss}")` is a complete report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Loss<'a> {
