@@ -11,10 +11,10 @@ impl<S> Registry<S> {
     /// The registry has no observers and no limit, and keeps no list of its tasks. To set these options, use
     /// [`builder`](Self::builder).
     ///
-    /// The registry takes its state from a process-wide pool. The registry returns its state to the pool after it has drained.
-    /// Before that, the program must also drop all handles of the registry, and all its [`Shutdown`](crate::Shutdown),
-    /// [`WaitIdle`](crate::WaitIdle) and [`ShutdownGuard`](crate::ShutdownGuard) values. Because the pool reuses states, memory is
-    /// bounded by the largest number of registries that existed at the same time.
+    /// The registry takes its state from a process-wide pool. The state returns to the pool after the registry has drained, and
+    /// after the program has dropped all its handles, and all its [`Shutdown`](crate::Shutdown), [`WaitIdle`](crate::WaitIdle) and
+    /// [`ShutdownGuard`](crate::ShutdownGuard) values. Another registry can then use the state. Memory is therefore bounded by the
+    /// largest number of registries that existed at the same time.
     pub fn new(spawner: S) -> Self {
         Self::builder(spawner).build()
     }
@@ -91,9 +91,9 @@ impl<S> RegistryBuilder<S> {
     /// do.
     ///
     /// Work that is started [without a permit](Registry::without_permit) does not count towards the limit. Use `without_permit` for
-    /// requests, and for other work that itself starts tasks. Otherwise the requests could take all permits, and the registry would
-    /// then reject the tasks that the requests start. In the crate `background-tasks-host`, the program of a `Host` and the
-    /// requests of a `RequestLayer` take no permits.
+    /// requests, and for other work that itself starts tasks. Without this setting, the requests could take all permits, and the
+    /// registry would then reject the tasks that the requests start. In the crate `background-tasks-host`, the program of a `Host`
+    /// and the requests of a `RequestLayer` take no permits.
     ///
     /// When the shutdown starts, `run_when_ready` stops waiting for a permit, and the registry rejects the task. Only a
     /// [follow-up](Registry::follow_up), which continues the work of a task in flight, still waits.

@@ -41,8 +41,8 @@
 //! and abort tasks, or limit the number of tasks in flight. [`Registry::child`] returns a registry inside another registry. Use
 //! a child for a connection, a tenant or a plug-in that must be shut down separately.
 //!
-//! The [`guide`] has one page for each subject. There are also pages with [recipes](guide::recipes), with help for
-//! [problems](guide::troubleshooting), and with the steps to [migrate](guide::migrating) from tokio's types.
+//! The [`guide`] has one page for each subject. For example, one page contains [recipes](guide::recipes), one page helps with
+//! [problems](guide::troubleshooting), and one page shows how to [migrate](guide::migrating) from tokio's types.
 //!
 //! # The life of a registry
 //!
@@ -80,10 +80,9 @@
 //! - The registry counts each task before the task starts. A task stays in flight until its future has been dropped. By that
 //!   time, its output or its panic payload has also been dropped, or has been passed to the task's handle. The drain ends when
 //!   no task is in flight, so no code of any task runs after the drain.
-//! - A task can start other work without the registry. Examples are a closure that the task passes to
-//!   `tokio::task::spawn_blocking`, and an operation of `tokio::fs`. The registry does not count this work. If the task is
-//!   aborted or dropped, this work continues. To count it, start it with [`Registry::run_blocking`], or move a [`Guard`] into
-//!   it.
+//! - A task can itself start work that the registry does not count. Examples are a closure that the task passes to
+//!   `tokio::task::spawn_blocking`, and an operation of `tokio::fs`. If the task is aborted or dropped, this work continues. To
+//!   count such work, start it with [`Registry::run_blocking`], or move a [`Guard`] into it.
 //! - With `std` and `panic = "unwind"`, a panic in a task, in a task's destructor or in a waker does not affect other tasks or
 //!   the rest of the program. There are two exceptions. If a [tracked](Registry::track) future panics, the panic reaches the
 //!   code that polls the future. If a destructor panics while the same task is already panicking, Rust aborts the process.
@@ -95,7 +94,7 @@
 //!
 //! | feature | provides |
 //! | --- | --- |
-//! | `std` (default) | catching of panics, shutdown waits that block the thread (not on WebAssembly), ages of tasks, and about four shards for each core |
+//! | `std` (default) | panics of tasks are caught; methods of [`Shutdown`] that block the thread (not on WebAssembly); ages of tasks; several [shards](#cost) for each registry, instead of one |
 //! | `tokio` | `TokioSpawner`, and the spawner traits for `tokio::runtime::Handle` and `tokio::task::LocalSet` |
 //! | `tokio-console` | the names of tasks in tokio-console, in programs that are built with `--cfg tokio_unstable`; see `TokioSpawner` |
 //! | `smol` | `SmolSpawner` |
@@ -104,12 +103,12 @@
 //! | `futures` | `FuturesSpawner`, for executors that implement `Spawn` or `LocalSpawn` of the `futures` crate |
 //! | `wasm-bindgen-futures` | `WasmSpawner` and ages of tasks on `wasm32-unknown-unknown`; no effect on other targets |
 //! | `tracing` | `TracingObserver`; `TaskSpan`, which gives each task a span; `SpanObserver`, which records outcomes in these spans; `InSpan`, which runs tasks in the span of their caller |
-//! | `metrics` | `MetricsObserver`, which counts tasks, also by name with their durations |
+//! | `metrics` | `MetricsObserver`, which counts tasks, and can record their durations by name |
 //! | `conformance` | the module `conformance`: a test suite for implementations of the spawner traits and of [`Timer`] |
 //! | `serde` | `Serialize` for [`TaskInfo`], [`ServiceInfo`], [`Stragglers`], [`Summary`], [`AbortReport`], [`RejectReason`] and their parts |
 //! | `coarse-clock` | timestamps from the kernel's coarse clock (Linux, Android), which lag by a few milliseconds and are cheaper to read |
 //! | `portable-atomic` | atomics from the crate portable-atomic, for targets without compare-and-swap |
-//! | `critical-section` | locks that are critical sections, for programs without `std` and for `portable-atomic` |
+//! | `critical-section` | locks that use the critical sections of your program, for programs without `std` and for `portable-atomic` |
 //!
 //! On an operating system, keep the default features. They add no runtime. Without `std`, the crate builds on an operating
 //! system only with the feature `critical-section`. In a [program without `std`](guide::bare_metal), the crate lacks only the
@@ -118,18 +117,20 @@
 //! # Cost
 //!
 //! To count a task, the registry performs two atomic operations: one when the task starts, and one when the task ends. Counting
-//! allocates no memory. A counted task is two machine words larger than its future. The counters of a registry are split into
-//! shards, and each thread uses one shard. A registry has about four shards for each core, at most 128. Two threads that start
-//! or end tasks therefore rarely write to the same cache line. [`Registry::spawn`] makes one memory allocation for the handle
-//! of each task. Each shard also has a list of the wakers that wait for the shutdown signal.
-//! [`ShutdownSignal::run_until_shutdown`] allocates memory only when this list must grow.
+//! allocates no memory. A counted task is two machine words larger than its future. [`Registry::spawn`] makes one memory
+//! allocation for the handle of each task.
+//!
+//! The counters of a registry are split into shards, and each thread uses one shard. A registry has about four shards for each
+//! core, at most 128. Two threads that start or end tasks therefore rarely write to the same cache line. Each shard also has a
+//! list of the wakers that wait for the shutdown signal. [`ShutdownSignal::run_until_shutdown`] allocates memory only when this
+//! list must grow.
 //!
 //! A registry takes its state from a process-wide pool. After the registry has drained, the pool reuses this state for another
 //! registry. The memory for states is therefore bounded by the largest number of registries that existed at the same time.
 //!
-//! If a program does not use an option of [`RegistryBuilder`], the option costs nothing. In a registry with observers, each
-//! named task occupies a slot: a table entry with information about the task. For a task without a name, observers add a cost
-//! only if the task is lost, or if one of the observers [observes every task](Observer::observes_every_task). An
+//! An option of [`RegistryBuilder`] costs nothing if it is not set. In a registry with observers, each named task occupies a
+//! slot: a table entry with information about the task. For a task without a name, observers add a cost only if the task is
+//! lost, or if one of the observers [observes every task](Observer::observes_every_task). An
 //! [inspected](RegistryBuilder::inspect) registry takes a timestamp for each task, and each task occupies a slot. In a registry
 //! with a limit on the tasks in flight, all threads share one counter. In the repository, the benchmark `cargo run --release -p
 //! peers` measures these costs.

@@ -23,8 +23,8 @@ use futures_util::future::OptionFuture;
 /// - *Drained*: after the shutdown started, the number of tasks in flight has reached zero. From now on, the registry rejects
 ///   all tasks.
 ///
-/// New tasks prolong a drain. To make sure that the drain ends, stop accepting requests when the shutdown signal resolves. To
-/// limit the wait in any case, set a deadline, for example with [`shutdown_within`](Self::shutdown_within).
+/// New tasks prolong a drain. To make sure that the drain ends, stop accepting requests when the shutdown signal resolves. A
+/// task can also hang. Therefore set a deadline for the drain, for example with [`shutdown_within`](Self::shutdown_within).
 ///
 /// A value of this type is a handle. A clone is another handle of the same registry. The shutdown starts when the last handle
 /// is dropped. If a task owns a handle of its registry, this handle therefore keeps the registry open.
@@ -176,8 +176,8 @@ impl<S> Registry<S> {
         self.task().critical()
     }
 
-    /// Returns a builder that starts a task without a permit. Such a task is in flight, but does not count towards the registry's
-    /// [limit](crate::RegistryBuilder::max_in_flight).
+    /// Returns a builder that starts a task without a permit. The task counts as in flight, but does not count towards the
+    /// registry's [limit](crate::RegistryBuilder::max_in_flight).
     ///
     /// The registry accepts the task even if no permit is free. In all other respects, the task is like any other task: the drain
     /// waits for it, and the registry counts, lists, reports and aborts it. All methods of the builder that start work use this
@@ -626,8 +626,9 @@ impl<S> Registry<S> {
     /// In tests, use `wait_idle` to wait for the background tasks of the tested code, and for the tasks that these tasks start.
     ///
     /// The returned future resolves when one of its polls finds no task in flight except services. After this poll, new tasks can
-    /// start before the caller continues. When the last task ends, the future is polled again. If a new task has started before
-    /// this poll, the future also waits for the new task. If new tasks start all the time, the future may therefore never resolve.
+    /// start before the caller continues. When the last task ends, the registry wakes the future. If a new task starts before the
+    /// executor polls the future, the future also waits for the new task. If new tasks start all the time, the future may therefore
+    /// never resolve.
     ///
     /// # Deadlocks
     ///
@@ -675,10 +676,9 @@ impl<S> Registry<S> {
     /// - tasks that start after `abort` was called
     /// - all tasks of a registry that is not inspected
     ///
-    /// If an aborted task has started other work without the registry, this work continues, and the registry does not count it.
-    /// Examples are a closure in `tokio::task::spawn_blocking`, an operation of `tokio::fs`, and a [child
-    /// process](crate::guide::child_processes). To count such work, start it with [`run_blocking`](Self::run_blocking) or
-    /// [`run`](Self::run), or move a [guard](Self::guard) into it.
+    /// If an aborted task has itself started work that the registry does not count, this work continues. Examples are a closure in
+    /// `tokio::task::spawn_blocking`, an operation of `tokio::fs`, and a [child process](crate::guide::child_processes). To count
+    /// such work, start it with [`run_blocking`](Self::run_blocking) or [`run`](Self::run), or move a [guard](Self::guard) into it.
     ///
     /// This method does not start the shutdown. [`Shutdown::or_abort`](crate::Shutdown::or_abort) waits for a grace period, and then
     /// aborts the tasks that are still in flight and all tasks that start later.
@@ -720,10 +720,10 @@ impl<S> Registry<S> {
 
     /// Returns the task whose loss started the shutdown. A program can use this value to choose its exit code.
     ///
-    /// Either the task is [critical](Self::critical), or the option
+    /// A loss starts the shutdown if the task is [critical](Self::critical). With the option
     /// [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) or
-    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure) is set. The registry also reports this loss to its
-    /// [observers](crate::Observer).
+    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure), the panic or the failure of any task starts the
+    /// shutdown. The registry also reports this loss to its [observers](crate::Observer).
     ///
     /// Returns `None` if the shutdown has not started, or if something else started it, for example a call to
     /// [`shutdown`](Self::shutdown).

@@ -85,9 +85,9 @@ impl Shutdown {
     ///
     /// # Work that continues
     ///
-    /// If an aborted task has started other work without the registry, this work can continue after the drain. Examples are a
-    /// closure in `tokio::task::spawn_blocking` and an operation of `tokio::fs`. [`Registry::abort`](crate::Registry::abort)
-    /// describes how to count such work.
+    /// If an aborted task has itself started work that the registry does not count, this work can continue after the drain.
+    /// Examples are a closure in `tokio::task::spawn_blocking` and an operation of `tokio::fs`.
+    /// [`Registry::abort`](crate::Registry::abort) describes how to count such work.
     ///
     /// # Cancel safety
     ///

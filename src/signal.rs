@@ -54,7 +54,8 @@ use pin_project_lite::pin_project;
 pub struct ShutdownSignal {
     state: &'static RegistryState,
     /// The phase that the state has while this signal's registry is open. The phase is a counter. It is even while a registry is
-    /// open, and odd after the shutdown has started. If the state has another phase than this one, the signal is triggered.
+    /// open, and odd after the shutdown has started. If the current phase of the state differs from this value, the signal is
+    /// triggered.
     ///
     /// After this signal has resolved, the field contains the even value minus one, which is odd. The state can have had this odd
     /// phase only before it was used for this registry. The counter only grows, so the state does not get this phase again, and the
