@@ -38,7 +38,8 @@ impl<S> Registry<S> {
     }
 }
 
-/// Sets the options of a new [`Registry`]: its observers, inspection (a list of its tasks), limit and shutdown policy.
+/// Sets the options of a new [`Registry`]: its observers, inspection (a list of its tasks), limit, and shutdown policy (which
+/// losses start the shutdown).
 ///
 /// [`Registry::builder`] returns this type.
 #[must_use = "a builder makes no registry until `build` is called"]

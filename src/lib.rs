@@ -70,7 +70,7 @@
 //! | --- | --- | --- |
 //! | [completed](Summary::completed) | yes | The task returned `()`, `Ok` or `None`. A tracked future, or a task with a handle, finished with any output. A guard was dropped, or `complete` was called on a [`CompletionGuard`]. |
 //! | [failed](Summary::failed) | yes | The task returned `Err`, and has no handle. |
-//! | [panicked](Summary::panicked) | yes | The task panicked while it ran or while it was dropped, or a panic dropped a guard. |
+//! | [panicked](Summary::panicked) | yes | The task panicked while it ran or while it was dropped. Or a guard was dropped because its thread panicked. |
 //! | [abandoned](Summary::abandoned) | yes | The task was dropped before it finished, for example because its runtime was dropped. Or a [`CompletionGuard`] was dropped without a call to `complete`. |
 //! | [aborted](Summary::aborted) | yes | [`Registry::abort`] or [`JoinHandle::abort`] ended the task at an await point or before its first poll. Or an abort ended a blocking closure before the closure started. |
 //! | [rejected](Summary::rejected) | no | The task was never started, because the registry had drained or was full, or because the shutdown started while the task waited for a permit. |

@@ -273,7 +273,8 @@ impl<S> Registry<S> {
     ///
     /// When the guard is dropped, the work counts as completed, even if the work was not finished. To count unfinished work as
     /// abandoned instead, call [`Guard::require_completion`]. The returned guard counts as completed only if you call its method
-    /// `complete`. If a panic drops a guard, the work counts as panicked; the docs of [`Guard`] explain this rule.
+    /// `complete`. If a guard is dropped because its thread panics, the work counts as panicked; the docs of [`Guard`] explain this
+    /// rule.
     ///
     /// # Errors
     ///

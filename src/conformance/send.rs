@@ -55,8 +55,9 @@ fn expect_none_inside(polled_inside: &Receiver<bool>) -> CheckResult {
 /// Starts a task that sends a boolean to `polled_inside`. The boolean is true if [`Spawner::spawn`] itself polls the task, on the caller's
 /// stack.
 ///
-/// If `spawn` does not poll the task itself, the task blocks until `may_finish` has a message. The caller sends this message after `spawn`
-/// has returned. If an implementation of `spawn` waits for the end of the task, it therefore never returns, and the check fails.
+/// If `may_finish` is `Some` and `spawn` does not poll the task itself, the task blocks until `may_finish` has a message. The caller sends
+/// this message only after `spawn` has returned. If an implementation of `spawn` waits for the end of the task, it therefore never returns,
+/// and the check fails.
 fn run_stack_check<S: Spawner>(registry: &Registry<S>, polled_inside: Sender<bool>, may_finish: Option<Receiver<()>>) {
     let caller = thread::current().id();
     let returned = Arc::new(AtomicBool::new(false));

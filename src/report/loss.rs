@@ -10,9 +10,10 @@ pub enum Loss<'a> {
     /// The task returned an `Err`. This variant contains the text that the format `{:#}` prints for the error. With this format, an
     /// error of `anyhow` prints its whole chain of causes.
     Failed(&'a str),
-    /// The task panicked, a destructor of the task panicked, or a panic dropped a [`Guard`](crate::Guard) or a
-    /// [`CompletionGuard`](crate::CompletionGuard). This variant contains the message of the panic, or a placeholder if the panic
-    /// has no message. The text for guards is always `dropped by a panic`, because a guard cannot read the panic's message.
+    /// The task panicked, or a destructor of the task panicked. Or a [`Guard`](crate::Guard) or a
+    /// [`CompletionGuard`](crate::CompletionGuard) was dropped because its thread panicked. This variant contains the message of
+    /// the panic, or a placeholder if the panic has no message. The text for guards is always `dropped by a panic`, because a guard
+    /// cannot read the panic's message.
     Panicked(&'a str),
     /// The task was dropped before it finished, or a [`CompletionGuard`](crate::CompletionGuard) was dropped without a call to
     /// `complete`.

@@ -20,8 +20,8 @@ pub struct Summary {
     pub completed: u64,
     /// The number of tasks without a handle that finished with `Err`.
     pub failed: u64,
-    /// The number of tasks and guards that ended with a panic: the task panicked, a destructor of the task panicked, or a panic
-    /// dropped the guard.
+    /// The number of tasks and guards that ended with a panic: the task panicked, a destructor of the task panicked, or the guard
+    /// was dropped because its thread panicked.
     pub panicked: u64,
     /// The number of tasks that were dropped before they finished. For example, a runtime drops its remaining tasks when the
     /// runtime itself is dropped. This number also includes each [`CompletionGuard`](crate::CompletionGuard) that was dropped
