@@ -50,9 +50,9 @@ impl<'a, S> TaskBuilder<'a, S> {
 
     /// Sets the call site that is reported for the task. Default: the location of the call that starts the task.
     ///
-    /// A library that starts tasks for its callers usually does not need this method. It gives its function the attribute
-    /// `#[track_caller]`, and the reported call site is then the caller of this function. Use `location` if the function starts the
-    /// task in a closure or in an async function, where `#[track_caller]` has no effect. In this case, the function calls
+    /// A library that starts tasks for its callers usually does not need this method. If its function has the attribute
+    /// `#[track_caller]`, the reported call site is the caller of this function. Use `location` if the function starts the task in
+    /// a closure or in an async function, where `#[track_caller]` has no effect. In this case, the function calls
     /// [`Location::caller`] first, and passes the result to `location`.
     pub fn location(self, location: &'static Location<'static>) -> Self {
         Self { location: Some(location), ..self }

@@ -11,10 +11,9 @@ use std::time::{Duration, Instant};
 /// closure that has started continues. If a task was spawned without a registry and panics, the runtime catches the panic.
 ///
 /// A compio runtime has a queue for wake-ups from other threads. By default, this queue holds at most 64 wake-ups. If a thread wakes more
-/// tasks than this, the queue is full, and the thread waits until the runtime has emptied the queue. This happens, for example, if another
-/// thread starts the shutdown and thereby wakes all waiting tasks. In compio 0.19, the runtime can miss the last wake-up and stay asleep.
-/// To avoid this bug, set `RuntimeBuilder::sync_queue_size` to the largest number of tasks in flight, or start the shutdown on the
-/// runtime's thread.
+/// tasks than this, the queue is full, and the thread waits until the runtime has emptied the queue. For example, a thread that starts the
+/// shutdown wakes all waiting tasks. In compio 0.19, the runtime can miss the last wake-up and stay asleep. To avoid this bug, set
+/// `RuntimeBuilder::sync_queue_size` to the largest number of tasks in flight, or start the shutdown on the runtime's thread.
 ///
 /// # Panics
 ///

@@ -79,8 +79,8 @@ impl MetricsObserver {
     /// A child registry does not count as a task, but the tasks of the child are recorded. If a registry rejects a child, the child counts
     /// as a rejected task. Each run of a [service](crate::Registry::service) counts as one task, but has no duration.
     ///
-    /// With this setting, the observer [observes every task](Observer::observes_every_task). The registry is then
-    /// [inspected](crate::RegistryBuilder::inspect), so each task costs a timestamp and a slot. All metrics are always up to date, so
+    /// With this setting, the observer [observes every task](Observer::observes_every_task). The registry is then also inspected; the docs
+    /// of [`inspect`](crate::RegistryBuilder::inspect) describe the cost for each task. All metrics are always up to date, so
     /// [`record`](Self::record) does nothing.
     ///
     /// # Examples

@@ -18,8 +18,8 @@ use tracing::Span;
 /// Tracked futures, guards and child registries have no span, so `SpanObserver` records nothing for them. If the spawner of the registry is
 /// not a `TaskSpan`, `SpanObserver` records only rejected tasks.
 ///
-/// `SpanObserver` [observes every task](Observer::observes_every_task). The registry is then [inspected](crate::RegistryBuilder::inspect),
-/// so each task costs a timestamp and a slot.
+/// `SpanObserver` [observes every task](Observer::observes_every_task). The registry is then also inspected; the docs of
+/// [`inspect`](crate::RegistryBuilder::inspect) describe the cost for each task.
 ///
 /// `TaskSpan` works without `SpanObserver`, but the two fields of the table then stay empty. `SpanObserver` emits no events. To emit an
 /// event for each loss, also add a [`TracingObserver`](crate::TracingObserver).
