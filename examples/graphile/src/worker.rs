@@ -38,8 +38,8 @@ pub(crate) async fn work(service: Service, lease: Duration, grace: Duration) -> 
         .pg_pool(service.pool.clone())
         .define_jobs(jobs())
         .concurrency(CONCURRENCY)
-        // Without this queue, each slot takes only one job for each notification or poll. Keep the queue short, because fetched jobs wait
-        // in this process.
+        // Without this queue, each slot takes only one job for each notification or poll. Keep the queue short: if this process
+        // crashes, the crash counts as an attempt of every job in this queue.
         .local_queue(LocalQueueConfig::default().with_size(CONCURRENCY))
         // Without heartbeats and sweeps, the jobs of a killed worker stay locked forever. All workers must send heartbeats, because a
         // worker without heartbeats counts as dead.
@@ -66,7 +66,8 @@ pub(crate) async fn work(service: Service, lease: Duration, grace: Duration) -> 
     let stopping = worker.shutdown_signal().clone();
     select! {
         ended = worker.run() => ended.map_err(|error| chain(&error)),
-        // If the engine cannot commit an outcome, it stops. A stopped engine tries for minutes to return the fetched jobs to the queue.
+        // If the engine cannot commit an outcome, it stops. The stopped engine tries for minutes to return the fetched jobs to the
+        // queue. This code does not wait for that.
         () = async { stopping.await; sleep(grace + RELEASE_TIMEOUT).await } => Err("the database does not respond".to_owned()),
     }
 }
