@@ -283,7 +283,7 @@ fn forward(from: impl Read + Send + 'static, to: Sender<Line>, line: fn(String) 
 }
 
 /// Returns a command that runs `words`, with the program and the arguments of `command` as further arguments. The environment and
-/// the folder are those of `command`.
+/// the folder of `command` stay the same.
 #[cfg(unix)]
 pub fn prefixed(words: &[&str], command: &Command) -> Command {
     let mut longer = Command::new(words[0]);

@@ -291,7 +291,8 @@ async fn guard(request: Request, next: Next) -> Response {
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(CONTENT_SECURITY_POLICY, POLICY);
-    // With the policy `no-referrer`, a browser would send `Origin: null` with the forms of the board.
+    // With the policy `no-referrer`, a browser would send `Origin: null` with the forms of the board. `is_same_origin` could then
+    // not recognize these forms by their origin.
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("same-origin"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response

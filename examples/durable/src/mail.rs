@@ -127,7 +127,7 @@ fn remove_stale(outbox: &Path) -> io::Result<()> {
     for file in fs::read_dir(outbox)? {
         let path = file?.path();
         let is_temporary = path.extension().is_some_and(|extension| extension == "tmp") && is_file(&path);
-        // Another worker may have removed the file since the folder was read.
+        // Another worker may have removed the file in the meantime. In this case, `metadata` fails, and the file is skipped.
         let modified = if is_temporary { fs::metadata(&path).and_then(|found| found.modified()).ok() } else { None };
         if modified.is_some_and(|modified| SystemTime::now().duration_since(modified).is_ok_and(|age| age > STALE)) {
             let _ = fs::remove_file(&path);

@@ -41,8 +41,8 @@ pub(crate) async fn work(service: Service, lease: Duration, grace: Duration) -> 
         // Without this queue, each slot takes only one job for each notification or poll. Keep the queue short: if this process
         // crashes, the crash counts as an attempt of every job in this queue.
         .local_queue(LocalQueueConfig::default().with_size(CONCURRENCY))
-        // Without heartbeats and sweeps, the jobs of a killed worker stay locked forever. All workers must send heartbeats, because a
-        // worker without heartbeats counts as dead.
+        // A sweep releases the jobs of workers that send no heartbeats. Without sweeps, the jobs of a killed worker stay locked
+        // forever. All workers must send heartbeats, because a worker without heartbeats counts as dead.
         .heartbeat_interval(lease / 5)
         .sweep_interval(lease / 5)
         .sweep_threshold(lease)

@@ -55,7 +55,8 @@ fn work(postgres: &Postgres, takes: &str, more: &[&str]) -> Process {
     worker
 }
 
-/// Counts the lines such as `sending the mail of sign-up 7, attempt 1` for each sign-up. In this example, `action` is `sending`.
+/// For each sign-up, counts its lines with this action. For example, the line `sending the mail of sign-up 7, attempt 1` has the
+/// action `sending`.
 fn count_lines(lines: &[Line], action: &str) -> BTreeMap<usize, usize> {
     let mut counts = BTreeMap::new();
     for line in lines {

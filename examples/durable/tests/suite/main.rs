@@ -595,7 +595,8 @@ fn invalid_options_and_databases_are_reported() {
 
 /// Runs two servers and two workers on one Postgres server. Kills a worker, and then kills Postgres.
 ///
-/// This test takes longest. The name of the test comes first in the alphabet, so the test starts first.
+/// This test takes longest, so it should start first. Tests start in alphabetical order, so this test has a name that starts with
+/// `a`.
 #[test]
 fn all_roles_share_a_postgres() {
     // The test can switch `fsync` off: if a process is killed, the operating system still writes the data of the process to the disk.
