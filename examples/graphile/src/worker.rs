@@ -67,7 +67,7 @@ pub(crate) async fn work(service: Service, lease: Duration, grace: Duration) -> 
     select! {
         ended = worker.run() => ended.map_err(|error| chain(&error)),
         // If the engine cannot commit an outcome, it stops. The stopped engine tries for minutes to return the fetched jobs to the
-        // queue. This code does not wait for that.
+        // queue. This branch does not wait that long: it returns an error one second after the grace period.
         () = async { stopping.await; sleep(grace + RELEASE_TIMEOUT).await } => Err("the database does not respond".to_owned()),
     }
 }
