@@ -70,8 +70,8 @@ fn write_all(text: &mut String, options: &Options, results: &[Results], peers: &
     let Options { stops, seed, .. } = options;
     writeln!(
         text,
-        "Each variant was stopped {stops} times. The seed of the random numbers was {seed}. The deadline was {GRACE:?} after SIGTERM, \
-         and SIGKILL came {KILL_AFTER:?} after SIGTERM.\n\
+        "Each variant was stopped {stops} times. The seed of the random numbers was {seed}. The deadline was {GRACE:?} after \
+         SIGTERM, and SIGKILL came {KILL_AFTER:?} after SIGTERM.\n\
          The versions of the crates are {peers}.\n"
     )?;
     writeln!(
