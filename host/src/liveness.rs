@@ -196,7 +196,11 @@ impl LivenessChecks {
     pub(crate) fn check(&mut self, phases: &Phases) -> bool {
         let Some(output) = &self.output else { return false };
         let now = Instant::now();
-        self.tasks.iter_mut().fold(false, |starts_shutdown, task| task.check(now, phases, output, false) || starts_shutdown)
+        let mut starts_shutdown = false;
+        for task in &mut self.tasks {
+            starts_shutdown |= task.check(now, phases, output, false);
+        }
+        starts_shutdown
     }
 
     /// Checks the tasks like [`check`](Self::check), but after a request to stop or the start of shutdown.
