@@ -30,8 +30,8 @@ impl Notifier {
 
     /// Notifies all current listeners. Each notified waiter checks its condition again.
     pub(crate) fn notify(&self) {
-        // If the event has notified no listener, it has called no deferred waker, and the list is empty. In most child registries
-        // nobody waits, so this check saves one lock for each of these children during a shutdown.
+        // If the event has notified no listener, it has called no deferred waker. During a shutdown, this check saves one lock for
+        // each child registry that has no waiters.
         if self.event.notify(usize::MAX) != 0 {
             self.wake_deferred();
         }
