@@ -32,10 +32,10 @@ impl<S: Clone> Registry<S> {
     /// If this registry has drained, the new child is also drained. In this case, this registry counts and reports a rejection.
     ///
     /// [`tasks`](Self::tasks), [`services`](Self::services), [`abort`](Self::abort), [`abort_task`](Self::abort_task),
-    /// [`Stragglers`](crate::Stragglers) and [`Shutdown::or_abort`](crate::Shutdown::or_abort) of a registry include the tasks of
-    /// all its descendants. [`TaskInfo::parent`](crate::TaskInfo::parent) returns the ID of the descendant that a task belongs to.
-    /// The [observers](crate::RegistryBuilder::observer) of the root receive the losses of all descendants. Observers are not
-    /// called when the shutdown of a child starts, and not when its drain ends.
+    /// [`Stragglers`](crate::Stragglers) and [`Shutdown::or_abort`](crate::Shutdown::or_abort) of a registry also cover the tasks
+    /// of all its descendants. [`TaskInfo::parent`](crate::TaskInfo::parent) returns the ID of the descendant that a task belongs
+    /// to. The [observers](crate::RegistryBuilder::observer) of the root receive the losses of all descendants. When the shutdown
+    /// of a child starts, or when its drain ends, no observer is called.
     ///
     /// Until a child has drained, [`in_flight`](Self::in_flight) of its parent counts the child as one task, and
     /// [`summary`](Self::summary) of its parent does not contain the outcomes of the child's tasks. When the child drains, these
@@ -75,7 +75,7 @@ impl<S: Clone> Registry<S> {
     }
 
     /// Returns a new child registry that has its own limit: at most `max_in_flight` of its tasks are in flight at the same time.
-    /// The smallest and the largest value are the same as for
+    /// The minimum and the maximum of this limit are the same as for
     /// [`RegistryBuilder::max_in_flight`](crate::RegistryBuilder::max_in_flight).
     ///
     /// Use this method if the child's tasks must not compete with other tasks for permits. The limits of the child's ancestors do

@@ -185,7 +185,7 @@ impl<T> JoinHandle<T> {
         }
     }
 
-    /// Aborts the task at its next await point, or before its first poll. The registry need not be
+    /// Aborts the task at its next await point, or before its first poll. This also works if the registry is not
     /// [inspected](crate::RegistryBuilder::inspect).
     ///
     /// If the executor is polling the task when `abort` is called, the task's future is dropped at the end of this poll. Otherwise,
@@ -194,7 +194,7 @@ impl<T> JoinHandle<T> {
     /// blocking closure is aborted only if it has not started. A second call to `abort` has no effect.
     ///
     /// `abort` returns immediately. To wait until the future has been dropped, await the handle. In an inspected registry, this
-    /// method aborts the task as [`Registry::abort_task`](crate::Registry::abort_task) does.
+    /// method does the same as [`Registry::abort_task`](crate::Registry::abort_task), so the list of tasks shows the abort.
     ///
     /// # Examples
     ///

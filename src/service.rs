@@ -78,7 +78,7 @@ impl Restart {
         Self { min_backoff: min, max_backoff: max, ..self }
     }
 
-    /// Limits the number of restarts: at most `restarts` within any period of the length `window`. Default: 5 restarts in 60
+    /// Limits the number of restarts: at most `restarts` in any time window of the length `window`. Default: 5 restarts in 60
     /// seconds.
     ///
     /// If one more restart would exceed the limit, the service ends, with the same loss as its last run: it counts as failed or

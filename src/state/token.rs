@@ -47,8 +47,8 @@ pub(crate) struct Token {
 }
 
 impl Token {
-    /// Counts a piece of work that has no name, is not critical, and is not a guard that a panicking thread takes. In most
-    /// registries, this function performs only one atomic addition.
+    /// Counts a piece of work as in flight. The work must have no name, must not be critical, and must not be a guard that a
+    /// panicking thread takes. In most registries, this function performs only one atomic addition.
     ///
     /// Returns `None` in three cases: the registry is inspected, a limit applies to its work, or the shard of the calling thread
     /// refuses the work. In these cases, the caller must call [`Token::enter`] instead.
@@ -66,8 +66,8 @@ impl Token {
         }
     }
 
-    /// Counts a piece of work as soon as the limit allows the work. If this function returns an error, the caller must count the
-    /// rejection.
+    /// Waits until the limit allows a piece of work, and then counts the work as in flight. If this function returns an error, the
+    /// caller must count the rejection.
     pub(crate) fn poll_enter(
         state: &'static RegistryState,
         info: &SpawnInfo,
@@ -205,8 +205,8 @@ impl Token {
         own.map(UnfinishedDeparture::depart)
     }
 
-    /// Ends the work in these steps: frees its slot, releases its permit of an ancestor, and leaves the gate. Skips the first two
-    /// steps if the work has no slot or no such permit. The caller must pass the result to [`finish_departure`].
+    /// Frees the work's slot if the work has one, and releases the work's permit of an ancestor if the work holds one. After both,
+    /// leaves the gate. The caller must pass the result to [`finish_departure`].
     ///
     /// If the caller has called [`prepare_departure`](Self::prepare_departure), this function runs no user code. In this case, the
     /// caller may hold a lock.

@@ -9,9 +9,10 @@
 //! To let a task enter, `enter` adds to the word with one `fetch_add`. This operation returns the previous word, which shows
 //! whether the gate accepts the task.
 //!
-//! A gate drains when it is closed and empty: one thread then sets `DRAINED` with a compare-and-swap. This is the thread whose task
-//! leaves a closed gate as the last task, or the thread that closes an empty gate. The compare-and-swap fails if another task has
-//! entered or another thread has set `DRAINED`. Therefore exactly one thread drains the gate (invariant S3).
+//! The shutdown closes the gate, but a closed gate still accepts tasks while it is not empty. A gate drains when it is closed and
+//! empty: one thread then sets `DRAINED` with a compare-and-swap. This is the thread whose task leaves a closed gate as the last
+//! task, or the thread that closes an empty gate. The compare-and-swap fails if another task has entered or another thread has set
+//! `DRAINED`. Therefore exactly one thread drains the gate (invariant S3).
 //!
 //! If `DRAINED` is set, the gate refuses the task, and `enter` undoes its addition. Until then, each refused task makes the
 //! accepted count and the in-flight count too high by one. No accepted task is in flight in a drained gate, so the in-flight count
@@ -38,9 +39,9 @@ use crate::platform::{AtomicUsize, Ordering, const_unless_loom, reset};
 use core::mem::replace;
 
 const CLOSED: usize = 1;
-/// A waiter for idleness sets this bit to request a notification. When the last task leaves the gate, its thread clears the bit and
-/// notifies the waiters. While services are in flight, each task that leaves and each service that starts also clears the bit and
-/// notifies the waiters. The waiters then compare the counts, because they do not wait for services.
+/// A task or thread that waits until the registry is idle sets this bit to request a notification. When the last task leaves the
+/// gate, its thread clears the bit and notifies these waiters. While services are in flight, each task that leaves does the same,
+/// and so does each service that starts. The waiters then compare the counts, because they do not wait for services.
 const IDLE: usize = 2;
 /// This bit is set while the wait queue is not empty. If the bit is set, each task that releases a permit wakes the first waiter in
 /// the queue. Also, `enter_below` then refuses new tasks, so that no new task overtakes a waiter.
@@ -183,8 +184,8 @@ impl Gate {
 
     /// Counts one more task, unless the gate has drained or is full (invariants S1 and S4).
     ///
-    /// Relaxed is enough because this function makes no other write visible. The Release in `leave` makes the writes of the task
-    /// visible.
+    /// Relaxed is enough because no thread that reads the result relies on earlier writes of this thread. When the task leaves, the
+    /// Release in `leave` makes the writes of the task visible.
     #[inline]
     pub(crate) fn enter(&self) -> Result<(), Refused> {
         if usize::BITS < 64 {
@@ -237,8 +238,8 @@ impl Gate {
 
     /// Adds `added` to the gate's word if the gate has not drained and `has_space` returns true for the current word.
     ///
-    /// Relaxed is enough because this function makes no other write visible. The Release in `leave` makes the writes of the task
-    /// visible.
+    /// Relaxed is enough because no thread that reads the result relies on earlier writes of this thread. When the task leaves, the
+    /// Release in `leave` makes the writes of the task visible.
     fn enter_if(&self, added: usize, has_space: impl Fn(usize) -> bool) -> Result<(), Refused> {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
@@ -262,8 +263,8 @@ impl Gate {
 
     /// Counts a flip of the top bit of the accepted count.
     ///
-    /// Release pairs with the Acquire in `wraps`: a thread that sees the counted flip also sees the task that flipped the bit.
-    /// `RegistryState::is_idle` relies on this pair when it takes its second snapshot.
+    /// Release pairs with the Acquire in `wraps`: a thread that sees the counted flip also sees the task that flipped the bit. If
+    /// `RegistryState::is_idle` has read the counted flip, its next snapshots therefore contain this task.
     fn count_wrap(&self) {
         self.wraps.fetch_add(1, Ordering::Release);
     }
@@ -321,7 +322,7 @@ impl Gate {
         self.leave_by(ONE)
     }
 
-    /// Subtracts a task that entered through `enter_without_permit`. In all other respects, this function works like `leave`.
+    /// Does the same as `leave`, for a task that entered through `enter_without_permit`.
     pub(crate) fn leave_without_permit(&self) -> Option<PreviousWord> {
         self.leave_by(WITHOUT_PERMIT_ONE)
     }

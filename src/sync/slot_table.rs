@@ -89,7 +89,7 @@ pub(crate) struct Slot {
     permit: AtomicUsize,
     /// Whether a waker was stored. Only the task itself reads and writes this flag.
     has_waker: AtomicBool,
-    /// One more than the index of the next row in the free list or in the stack, or `NONE` if there is no next row.
+    /// The link to the next row in the free list or in the stack, or [`NONE`] if there is no next row.
     next: AtomicUsize,
     waker: Mutex<Option<Waker>>,
 }
