@@ -24,8 +24,8 @@
 //! atomic operation. This avoids the ABA problem. When a task ends, it locks the table only to report its loss, or to report its
 //! completion to an observer that observes every task.
 //!
-//! The data of one slot is in two places. The lock of the table protects the `Row`, which describes the task. The [`Slot`] stores
-//! the abort state, and the waker that an abort calls. The polls of the task read the `Slot` without the lock of the table.
+//! Each slot has two parts. The `Row` describes the task, and the lock of the table protects it. The [`Slot`] stores the abort
+//! state, and the waker that an abort calls. The polls of the task read the `Slot` without the lock of the table.
 
 use crate::platform::{
     AtomicBool, AtomicUsize, HAS_CLOCK, Mutex, Ordering, SLOTS_PER_CHUNK, UnmodelledAtomicUsize, const_unless_loom, drop_quietly,
