@@ -28,8 +28,8 @@ impl WaitList {
 
     /// Adds a clone of `waker` and returns its key. If the shutdown has started, adds nothing and returns `None`.
     ///
-    /// If the list must grow, the closure `margin` returns the number of unused entries at each end: [`MARGIN`], or 0 for a list
-    /// that must stay small.
+    /// If the list must grow, this function calls the closure `margin`, which returns the number of entries to leave unused at each
+    /// end of the list's memory. This is [`MARGIN`], or 0 for a list that must stay small.
     pub(crate) fn insert(&self, waker: &Waker, margin: impl FnOnce() -> usize, is_live: impl Fn() -> bool) -> Option<Key> {
         let waker = waker.clone();
         self.0.with(|slab| if is_live() { Ok(slab.insert(waker, margin)) } else { Err(waker) }).ok()
