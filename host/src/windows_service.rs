@@ -16,7 +16,7 @@ mod imp {
     };
     use windows_service::service_control_handler::{self, ServiceControlHandlerResult, ServiceStatusHandle};
 
-    /// While the service starts, Windows receives this wait hint, which is the longest time until the host runs.
+    /// The wait hint that Windows receives when the service starts. The host announces that it runs within this time.
     const START_WAIT_HINT: Duration = Duration::from_secs(30);
 
     /// The registered service. `None` if no service is registered, or after the host has reported it as stopped.
@@ -31,8 +31,8 @@ mod imp {
         checkpoint: u32,
     }
 
-    /// Registers the service, so that stop requests from Windows ask the process to stop. Then reports to Windows that the service is
-    /// starting.
+    /// Registers the service. After this call, the controls with which Windows stops the service ask the process to stop. Then reports to
+    /// Windows that the service is starting.
     pub(crate) fn register(name: &str) -> io::Result<()> {
         let on_control = |control| match control {
             ServiceControl::Stop | ServiceControl::Shutdown | ServiceControl::Preshutdown => {
@@ -71,7 +71,8 @@ mod imp {
         }
     }
 
-    /// Reports that the service is stopping and has made progress. More progress or the end must follow within `wait_hint`.
+    /// Reports that the service is stopping and has made progress. The next report must follow within `wait_hint`, or Windows can treat the
+    /// service as hung.
     pub(crate) fn report_stopping(wait_hint: Duration) {
         report(ServiceState::StopPending, wait_hint, 0);
     }
