@@ -16,7 +16,7 @@ mod imp {
     };
     use windows_service::service_control_handler::{self, ServiceControlHandlerResult, ServiceStatusHandle};
 
-    /// While the service starts, Windows receives this wait hint, which is the longest time until the host runs.
+    /// The wait hint that Windows receives when the service starts. The host announces that it runs within this time.
     const START_WAIT_HINT: Duration = Duration::from_secs(30);
 
     /// The registered service. `None` if no service is registered, or after the host has reported it as stopped.
@@ -37,8 +37,8 @@ mod imp {
     }
 
     impl HostService {
-        /// Registers the service, so that stop requests from Windows ask the process to stop. Then reports to Windows that the service is
-        /// starting.
+        /// Registers the service. After this call, the controls with which Windows stops the service ask the process to stop. Then reports
+        /// to Windows that the service is starting.
         pub(crate) fn register(&mut self, name: &str) -> io::Result<()> {
             let handle = service_control_handler::register(name, on_control).map_err(|error| match error {
                 windows_service::Error::Winapi(error) => error,
@@ -64,7 +64,7 @@ mod imp {
     }
 
     impl Drop for HostService {
-        /// Windows waits until a service has reported that it is stopped, also if the program drops its host.
+        /// Windows waits until a service has reported that it is stopped, even if the program has dropped its host.
         fn drop(&mut self) {
             if self.is_registered {
                 report_stopped(FAILED);
@@ -88,7 +88,8 @@ mod imp {
         report(ServiceState::Running, Duration::ZERO, 0);
     }
 
-    /// Reports that the service is stopping and has made progress. More progress or the end must follow within `wait_hint`.
+    /// Reports that the service is stopping and has made progress. The next report must follow within `wait_hint`, or Windows can treat the
+    /// service as hung.
     pub(crate) fn report_stopping(wait_hint: Duration) {
         report(ServiceState::StopPending, wait_hint, 0);
     }

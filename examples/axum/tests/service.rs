@@ -91,7 +91,8 @@ fn every_accepted_mail_is_sent() {
     }
 }
 
-/// Signs up until the service has exited. Sends SIGTERM as soon as `stop_after` addresses are accepted. Returns all accepted addresses.
+/// Sends sign-ups until the service has exited. Sends SIGTERM as soon as the service has accepted `stop_after` addresses. Returns all
+/// accepted addresses.
 fn sign_up_until_exit(service: &Service, stop_after: usize) -> Vec<String> {
     let (next, address) = (&AtomicUsize::new(0), service.address);
     let sign_up_all = |accepted: Sender<String>| {
@@ -123,7 +124,7 @@ fn sign_up_until_exit(service: &Service, stop_after: usize) -> Vec<String> {
     })
 }
 
-/// A request that is in flight at the signal must finish, and the registry must accept the tasks that it starts.
+/// A request that is in flight when the signal arrives must finish, and the registry must accept the tasks that this request starts.
 #[test]
 fn current_request_finishes_after_the_signal() {
     let mut service = Service::start(&["--grace", "60"]);
@@ -163,8 +164,8 @@ fn service_is_not_ready_after_the_signal() {
     service.wait(130);
 }
 
-/// The delay is part of the grace period. In the second case, the delay uses the whole grace period, so the mail is still in flight at
-/// the deadline.
+/// The delay is part of the grace period. In the second case, the delay is as long as the grace period, so the mail is still in flight when
+/// the grace period expires.
 #[test]
 fn delay_is_part_of_the_grace_period() {
     for (grace, delay, takes, code, expected) in [
@@ -292,7 +293,7 @@ fn metrics_count_the_tasks() {
     assert!(metrics.contains(duration), "{metrics}");
     assert!(metrics.contains("# TYPE background_tasks_total counter\n"), "{metrics}");
 
-    // After the file is deleted, a write would still succeed, but nobody could read the mail.
+    // A write to the deleted file would succeed, but nobody could read the mail.
     fs::remove_file(service.dir.path().join("outbox")).unwrap();
     assert_eq!(sign_up(&mut client, "grace@example.com").unwrap(), 202);
     client.get_until("/metrics", "background_tasks_total{registry=\"signups\",outcome=\"failed\",task=\"welcome-mail\"} 1\n");

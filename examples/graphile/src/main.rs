@@ -1,5 +1,5 @@
-//! A program that signs people up and sends their mails with `graphile_worker` on Postgres. The mails survive a crash. No companion crate
-//! connects the engine to the registry.
+//! A program that signs people up and sends their mails with `graphile_worker` on Postgres. The mails survive a crash. The program
+//! itself connects the engine to the registry, without a companion crate.
 
 mod database;
 mod options;

@@ -1,4 +1,4 @@
-//! Tests of the service with Windows' service control manager, as an administrator, or with Wine's.
+//! Tests the service with the service control manager of Windows or Wine. On Windows, run the test as an administrator.
 #![cfg(windows)]
 
 use std::env;
@@ -12,14 +12,14 @@ use windows_service::service_manager::{ServiceManager, ServiceManagerAccess};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Runs a command of the service's program.
+/// Runs a command of the program `invoices`. Returns whether the command succeeded.
 fn run(command: &str) -> bool {
-    // This program is in the folder `deps` of the folder of that program.
+    // This test is in the folder `deps`, and `invoices.exe` is in the parent folder.
     let program = env::current_exe().unwrap().parent().unwrap().with_file_name("invoices.exe");
     Command::new(program).arg(command).status().unwrap().success()
 }
 
-/// Queries the state of the service until it is the expected one. Returns all states that differ from the state before.
+/// Queries the state of the service until it is `expected`. Returns the sequence of states, without repetitions.
 fn states_until(service: &Service, expected: ServiceState) -> Vec<ServiceStatus> {
     let deadline = Instant::now() + PATIENCE;
     let mut states: Vec<ServiceStatus> = Vec::new();
@@ -44,10 +44,10 @@ fn pending(states: &[ServiceStatus]) -> Vec<&ServiceStatus> {
     states.iter().filter(|state| state.current_state == ServiceState::StopPending).collect()
 }
 
-/// One test, because the computer has one service of this name.
+/// There is only one test, because a computer can have only one service with this name.
 #[test]
 fn service_reports_its_states_and_finishes_its_tasks() {
-    // An earlier run that failed may have left the service, which may still run.
+    // An earlier run of the test may have failed, so the service may still be installed and running.
     run("uninstall");
     let deadline = Instant::now() + PATIENCE;
     while !run("install") {
@@ -63,7 +63,7 @@ fn service_reports_its_states_and_finishes_its_tasks() {
     assert!(states.iter().any(is_host), "{states:#?}");
     let controls = ServiceControlAccept::STOP | ServiceControlAccept::SHUTDOWN | ServiceControlAccept::PRESHUTDOWN;
     assert_eq!(states.last().unwrap().controls_accepted, controls);
-    // Invoices are in flight, and end one after the other.
+    // After two seconds, some invoices are in flight. They end one after the other.
     thread::sleep(Duration::from_secs(2));
     service.stop().unwrap();
     let states = states_until(&service, ServiceState::Stopped);
@@ -110,6 +110,6 @@ fn service_reports_its_states_and_finishes_its_tasks() {
     assert_eq!(states.last().unwrap().exit_code, ServiceExitCode::ServiceSpecific(2), "{states:#?}");
     drop(service);
     assert!(run("uninstall"));
-    // The program is not a service now.
+    // This call must fail, because Windows has not started this process as a service.
     assert!(!run("service"));
 }
