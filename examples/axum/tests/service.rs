@@ -270,7 +270,8 @@ fn systemctl_restart_refuses_no_connection() {
     let service = service.replace("/usr/local/bin/signups", env!("CARGO_BIN_EXE_signups")).replace("${STATE_DIRECTORY}", dir_text);
     for (name, unit) in [("signups.socket", &*socket), ("signups.service", &service)] {
         assert!(unit.contains(if name == "signups.socket" { &address_text } else { dir_text }), "{unit}");
-        fs::write(dir.path().join(name), unit.replace("[Unit]", "[Unit]\nDefaultDependencies=no\nStartLimitIntervalSec=0")).unwrap();
+        fs::write(dir.path().join(name), unit.replace("[Unit]", "[Unit]\nDefaultDependencies=no\nStartLimitIntervalSec=0"))
+            .unwrap();
     }
     let Some(systemd) = Systemd::boot(dir.path()) else { return };
     systemd.systemctl("start", "signups.socket");
