@@ -54,8 +54,8 @@ impl Shutdown {
     ///
     /// # Deadlocks
     ///
-    /// If [`wait`](Self::wait) would never return, `wait_or_abort` blocks for `grace` plus `abort_timeout`, and then returns
-    /// [`Stragglers`].
+    /// In the cases that the docs of [`wait`](Self::wait) list, `wait_or_abort` blocks for `grace` plus `abort_timeout`, and then
+    /// returns [`Stragglers`].
     pub fn wait_or_abort(self, grace: Duration, abort_timeout: Duration) -> Result<Summary, Stragglers> {
         if let Some(summary) = self.block(deadline_after(grace)) {
             return Ok(summary);
