@@ -50,7 +50,7 @@ struct Waiter {
     owner: Owner,
     /// When the queue wakes a waiter, it replaces the waker with `None`. The waiter's next poll stores a new waker.
     waker: Option<Waker>,
-    /// Whether the waiter waits for a follow-up, and therefore stays in the queue after the shutdown has started.
+    /// Whether the waiter's task is a follow-up. If so, the waiter stays in the queue after the shutdown has started.
     is_follow_up: bool,
 }
 
