@@ -34,8 +34,8 @@ impl Shutdown {
     ///
     /// # Deadlocks
     ///
-    /// If [`wait`](Self::wait) would never return, `wait_timeout` blocks until `timeout` has elapsed, and then returns
-    /// [`Stragglers`].
+    /// The docs of [`wait`](Self::wait) list the cases in which `wait` never returns. In these cases, `wait_timeout` blocks until
+    /// `timeout` has elapsed, and then returns [`Stragglers`].
     pub fn wait_timeout(self, timeout: Duration) -> Result<Summary, Stragglers> {
         self.block(deadline_after(timeout)).ok_or_else(|| self.state().stragglers())
     }
@@ -54,8 +54,8 @@ impl Shutdown {
     ///
     /// # Deadlocks
     ///
-    /// If [`wait`](Self::wait) would never return, `wait_or_abort` blocks for `grace` plus `abort_timeout`, and then returns
-    /// [`Stragglers`].
+    /// The docs of [`wait`](Self::wait) list the cases in which `wait` never returns. In these cases, `wait_or_abort` blocks for
+    /// `grace` plus `abort_timeout`, and then returns [`Stragglers`].
     pub fn wait_or_abort(self, grace: Duration, abort_timeout: Duration) -> Result<Summary, Stragglers> {
         if let Some(summary) = self.block(deadline_after(grace)) {
             return Ok(summary);

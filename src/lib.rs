@@ -125,8 +125,9 @@
 //! list of the wakers that wait for the shutdown signal. [`ShutdownSignal::run_until_shutdown`] allocates memory only when this
 //! list must grow.
 //!
-//! A registry takes its state from a process-wide pool. After the registry has drained, the pool reuses this state for another
-//! registry. The memory for states is therefore bounded by the largest number of registries that existed at the same time.
+//! A registry takes its state from a process-wide pool. The state returns to the pool after the registry has drained and its
+//! handles have been dropped. Another registry can then use the state. The memory for states is therefore bounded by the
+//! largest number of registries that existed at the same time.
 //!
 //! An option of [`RegistryBuilder`] costs nothing if it is not set. In a registry with observers, each named task occupies a
 //! slot: a table entry with information about the task. For a task without a name, observers add a cost only if the task is

@@ -787,8 +787,9 @@ impl<S> Registry<S> {
     /// The returned future waits for a permit while the registry is full. If several futures wait, they get permits in the order of
     /// their first polls.
     ///
-    /// Methods that do not wait, such as `run`, must not overtake the waiting futures. While futures wait, such a method starts a
-    /// task only if there are more free permits than waiting futures. Otherwise the method rejects the task as full.
+    /// Methods that do not wait, such as `run`, do not overtake the waiting futures. If `n` futures wait, the first `n` free permits
+    /// are reserved for them. Such a method then starts a task only if one more permit is free. Otherwise it rejects the task as
+    /// full.
     ///
     /// # Errors
     ///

@@ -93,8 +93,8 @@ impl Restart {
     }
 }
 
-/// A service that restarts after every run fails with this error if its last run completed, but its limit allows no further
-/// restart.
+/// The error of a service whose last run completed, but whose limit allows no further restart. This happens only with
+/// [`Restart::always`].
 const TOO_MANY_RESTARTS: &str = "the service completed more often than its limit on restarts allows";
 
 /// The result of a service: the output of its last run, or `None` if the service ended between two runs.

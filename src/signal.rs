@@ -53,13 +53,14 @@ use pin_project_lite::pin_project;
 /// ```
 pub struct ShutdownSignal {
     state: &'static RegistryState,
-    /// The phase that the state has while this signal's registry is open. The phase is a counter. It is even while a registry is
-    /// open, and odd after the shutdown has started. If the current phase of the state differs from this value, the signal is
-    /// triggered.
+    /// The phase that the state has while this signal's registry is open. A state serves several registries, one after the other,
+    /// and its phase only grows. The phase is even while a registry is open. The start of the shutdown adds one, so the phase is
+    /// then odd. The next registry that uses the state begins with the next even number. The signal is triggered if the state's
+    /// current phase differs from this field.
     ///
-    /// After this signal has resolved, the field contains the even value minus one, which is odd. The state can have had this odd
-    /// phase only before it was used for this registry. The counter only grows, so the state does not get this phase again, and the
-    /// signal stays triggered.
+    /// When this signal resolves, it subtracts one from this field, so the field is then odd. The state had this odd phase, if at
+    /// all, before this signal's registry used the state. The phase only grows, so the state never has this phase again. Therefore
+    /// the signal stays triggered.
     phase: usize,
     waiting: Option<(&'static WaitList, Key)>,
 }

@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 /// The messages are lost when the process exits.
 ///
 /// The queue behaves like a broker with leases. If a message is not acknowledged, released or dead when its lease expires, the queue
-/// delivers the message again. If a shutdown releases a message, the attempt does not count. Each extension of a lease replaces the
-/// receipt.
+/// delivers the message again. If a shutdown releases a message, the attempt does not count.
+///
+/// A consumer gets a receipt for each delivery, and acknowledges or releases the message with this receipt. If the consumer extends the
+/// lease, the queue replaces the receipt, and the previous receipt is no longer valid.
 ///
 /// # Examples
 ///

@@ -43,9 +43,9 @@ pub enum Release {
 ///   that it returns.
 /// - If a call fails, and [`is_void`](Self::is_void) returns `false` for the error, the consumer repeats the call. The source reconnects if
 ///   necessary.
-/// - If the future of a method other than `receive` is dropped, no message is lost. If a call takes longer than a third of the lease, the
-///   consumer drops its future. It repeats the call until the lease expires. Without a lease, it drops the future after 3.3 seconds, and
-///   repeats the call for 10 seconds.
+/// - If the future of a method other than `receive` is dropped, no message is lost. If a call that settles a message takes longer than a
+///   third of the lease, the consumer drops its future. It repeats the call until the lease expires. Without a lease, it drops the future
+///   after 3.3 seconds, and repeats the call for 10 seconds.
 pub trait Source: Send + Sync + 'static {
     /// Identifies one delivery of a message.
     type Receipt: Send + 'static;

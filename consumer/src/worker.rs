@@ -48,8 +48,8 @@ enum Settlement<'a> {
 /// The error of a delivery that the consumer could not settle.
 struct Unsettled {
     error: String,
-    /// `true` if the message still belongs to this consumer, and has no lease. The message then stays with this consumer until its
-    /// connection closes.
+    /// `true` if the message still belongs to this consumer, and has no lease. The message then returns to the queue only if the consumer
+    /// releases it, or when its connection closes.
     is_held: bool,
 }
 

@@ -34,8 +34,8 @@ impl Durable {
     ///
     /// # Errors
     ///
-    /// Returns the errors of `Durable::sqlite` or `Durable::postgres`. Returns [`Error::Address`] for any other address, or if the feature
-    /// of the store is disabled.
+    /// Returns the errors of `Durable::sqlite` or `Durable::postgres`. Returns [`Error::Address`] for any other address, or if the Cargo
+    /// feature for this database is disabled.
     pub async fn connect(address: &str) -> Result<Self, Error> {
         match sqlite_path(address)? {
             #[cfg(feature = "postgres")]
@@ -200,8 +200,8 @@ impl Durable {
     }
 }
 
-/// Returns the path if the address names a SQLite file. Returns `None` if the address names a Postgres database. Fails if the feature of
-/// the store is disabled.
+/// Returns the path if the address names a SQLite file. Returns `None` if the address names a Postgres database. Fails if the
+/// Cargo feature for this database is disabled.
 fn sqlite_path(address: &str) -> Result<Option<&str>, Error> {
     let scheme = address.split_once(':').map_or("", |(scheme, _)| scheme);
     let is_postgres = matches!(scheme, "postgres" | "postgresql");

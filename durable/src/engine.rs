@@ -130,8 +130,8 @@ impl Engine {
         let _ = with_timeout(RESPONSE_TIMEOUT, self.store.notify(vec![queue.to_owned()])).await;
     }
 
-    /// Sends notifications for jobs that the program enqueues in its own transaction, a short time after this call. The transaction itself
-    /// does not send them, because Postgres commits transactions with notifications one at a time.
+    /// Sends notifications for jobs that the program enqueues in its own transaction. They are sent a short time after this call, and not
+    /// by the transaction itself, because Postgres commits transactions with notifications one at a time.
     pub(crate) fn changes_soon(self: &Arc<Self>, queue: &'static str) {
         let this = self.clone();
         self.runtime.spawn(async move {

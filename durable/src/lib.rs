@@ -115,11 +115,11 @@
 //! | jobs of one fetch | 1,000 ([`batch_size`](WorkerOptions::batch_size)) |
 //! | outcomes of one commit | 1,000; fewer if their results exceed 32 MiB |
 //! | jobs that one call lists | 100; another call returns the next page |
-//! | [`counts`](Queue::counts) | exact up to 10,000 for each status. The call therefore takes only milliseconds, even with millions of jobs |
+//! | [`counts`](Queue::counts) | exact up to 10,000 for each status. The call therefore takes only milliseconds, even with many jobs |
 //! | [priority](Enqueue::priority) | 0 to 65,535 |
 //! | [lease](WorkerOptions::lease) | at least 3 seconds, default 30 seconds |
 //! | attempts, deaths of the worker | default 20 and 10 ([`max_attempts`](WorkerOptions::max_attempts), [`crashes`](WorkerOptions::crashes)) |
-//! | [retention](WorkerOptions::retention) | default 7 days. For dead jobs, default a century ([`dead_retention`](WorkerOptions::dead_retention)) |
+//! | [retention](WorkerOptions::retention) | default 7 days if done or cancelled, a century if [dead](WorkerOptions::dead_retention) |
 //! | missed ticks of a schedule | jobs are enqueued late for ticks of the last day only |
 //!
 //! # Tests

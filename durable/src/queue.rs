@@ -230,8 +230,8 @@ impl<T> Queue<T> {
 
     /// Sets the limits of the queue for its workers in all processes, and replaces earlier limits. The limits are stored in the database.
     ///
-    /// When the number of running jobs has reached the limit, workers start no further job. If a job then ends in another process, a worker
-    /// can take up to a second to start the next job.
+    /// When the number of running jobs has reached the limit, workers start no further job. If a job then ends in another process, it can
+    /// take up to a second (with the default [poll interval](crate::WorkerOptions::poll_interval)) until a worker starts the next job.
     ///
     /// # Errors
     ///

@@ -179,7 +179,7 @@ impl WorkerTask {
         loop {
             let slots_changed = self.engine.slots.changed().listen();
             if self.handle.is_closing() {
-                // Each job is stored with its lease. The drop of the lease puts the job back into the queue.
+                // Each entry contains a job and its lease. The drop of the lease puts the job back into the queue.
                 self.jobs.clear();
                 self.suspects.clear();
                 self.engine.wake();

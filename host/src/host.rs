@@ -107,8 +107,8 @@ use std::time::Duration;
 ///   has started, this loss does not change the exit code.
 /// - A task with a [critical](Liveness::critical) handle reported no progress in time, and this started the shutdown.
 ///
-/// With the codes 2 and 101, the process exits after the drain. If several of the codes 1, 2 and 101 apply, the earliest failure determines
-/// the code. For example, if the program returns an error and then the grace period expires, the code is 2.
+/// If the code is 2 or 101, the process still drains before it exits. If several of the codes 1, 2 and 101 apply, the earliest failure
+/// determines the code. For example, if the program returns an error and then the grace period expires, the code is 2.
 ///
 /// If a service answers before its work is done, call [`fail_if`](Self::fail_if). Without `fail_if`, the process exits with code 0 even if
 /// tasks were dropped before their end or were rejected.

@@ -27,7 +27,7 @@ pin_project! {
     ///
     /// # Examples
     ///
-    /// This function makes server-sent events end at the signal:
+    /// This function makes server-sent events end when the shutdown starts:
     ///
     /// ```
     /// use axum::response::sse::{Event, Sse};

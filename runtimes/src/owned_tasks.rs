@@ -52,7 +52,7 @@ pub(crate) fn is_known(runtime: usize) -> bool {
 
 /// Drops the tasks of a runtime on this thread.
 pub(crate) fn drop_all(runtime: usize) {
-    // While the thread ends, `try_with` fails. Nothing must be done in this case, because the destructor of `TASKS` drops the tasks. The
+    // While the thread ends, `try_with` fails. This function then does nothing, because the destructor of `TASKS` drops the tasks. The
     // destructor of a task can use this module, so the tasks are dropped only after the borrow has ended.
     let tasks = TASKS.try_with(|tasks| tasks.waiting.borrow_mut().remove(&runtime));
     drop(tasks);

@@ -149,8 +149,8 @@ struct Threads {
 }
 
 impl Threads {
-    /// Returns a closure that runs the executor. Each thread runs one of these closures. If a task that was started without a registry
-    /// panics, the thread continues, because async-executor catches the panic.
+    /// Returns a closure that runs the executor. Each thread runs one of these closures. async-executor catches the panics of tasks
+    /// that were started without a registry, so such a panic does not end the thread.
     fn run(&self, exit: Sender<ThreadId>) -> impl FnOnce() + Send + use<> {
         let executor = self.executor.clone();
         let stopped = self.stop.signal();

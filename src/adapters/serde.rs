@@ -5,7 +5,7 @@ use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
 /// Serializes the fields `name` and `location`. The fields `id`, `kind` and `age_seconds` are present only if their value is known. The
-/// field `is_abortable` is present if the field `kind` is present.
+/// field `is_abortable` is present only together with the field `kind`.
 ///
 /// The field `name` is null if the task has no name. The field `abort_requested` is present only if it is true. The field `parent` is
 /// present only if the task belongs to a child registry. It contains the ID of this child registry.

@@ -62,8 +62,8 @@ impl Observer for SpanObserver {
 /// The registry calls its observers while the executor polls or drops the task, so the current span is the span of the task. If the spawner
 /// is not a `TaskSpan`, the current span is another span without these fields. `tracing` then ignores the recorded values.
 fn record(task: &TaskInfo, outcome: &str, span: impl FnOnce() -> Span) {
-    // A task can own a tracked future or a guard. When the future or guard ends, the current span is then the span of that task, so nothing
-    // must be recorded in it.
+    // A task can own a tracked future or a guard. When the future or guard ends, the current span is then the span of that task, which
+    // must stay unchanged.
     if matches!(task.kind(), None | Some(TaskKind::Tracked | TaskKind::Guard | TaskKind::Child)) {
         return;
     }

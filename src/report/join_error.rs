@@ -7,7 +7,7 @@ use core::fmt;
 /// Reports why a task has no output: the task panicked, or was abandoned, aborted or rejected. In this case, the task's
 /// [`JoinHandle`](crate::JoinHandle) resolves to this error.
 ///
-/// The `Display` text contains the task and says how the task was lost, for example `thumbnail at src/main.rs:20:14 was
+/// The `Display` text names the task and says how the task was lost, for example `thumbnail at src/main.rs:20:14 was
 /// aborted`. The operator `?` converts a `JoinError` to `Box<dyn Error + Send + Sync>`, and to the errors of `anyhow` and
 /// `eyre`.
 ///

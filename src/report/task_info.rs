@@ -97,7 +97,7 @@ impl TaskInfo {
         self.abort_requested
     }
 
-    /// Returns whether an abort can end the task. Also returns true if an abort has been requested, but the task has not ended yet.
+    /// Returns whether an abort can end the task. After such an abort, still returns true until the task has ended.
     ///
     /// An abort ends a future at its next await point. A blocking closure can be aborted only if it has not started. This method
     /// returns false for guards, for tracked futures, for child registries, and for all tasks of a registry that is not

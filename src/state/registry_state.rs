@@ -79,7 +79,8 @@ pub(super) struct Shared {
 
 /// This bit is set if a future or a thread may wait for the drain.
 pub(super) const WAITED: usize = 1;
-/// This bit is set if the list of signals of a child may contain a waker. A root does not use this bit.
+/// In a child, this bit is set if a shutdown signal may have stored its waker in the child's wait list. A root does not use this
+/// bit.
 pub(super) const SIGNALLED: usize = 2;
 /// This bit is set if the registry has drained.
 pub(super) const DRAINED: usize = 4;

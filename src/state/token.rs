@@ -226,7 +226,7 @@ impl Token {
     }
 
     /// Performs the steps of a departure that run user code. If the work has completed, reports its completion to the observers of
-    /// every task. Drops the waker that the work has stored for an abort.
+    /// every task. Then drops the waker that the work has stored so that an abort can wake the work.
     #[inline]
     pub(crate) fn prepare_departure(self, has_completed: bool) {
         if let Some(slot) = self.slot() {

@@ -184,8 +184,8 @@ impl Gate {
 
     /// Counts one more task, unless the gate has drained or is full (invariants S1 and S4).
     ///
-    /// Relaxed is enough because no thread that reads the result relies on earlier writes of this thread. When the task leaves, the
-    /// Release in `leave` makes the writes of the task visible.
+    /// A thread that reads the new count does not rely on earlier writes of this thread, so Relaxed is enough. When the task leaves,
+    /// the Release in `leave` makes the writes of the task visible.
     #[inline]
     pub(crate) fn enter(&self) -> Result<(), Refused> {
         if usize::BITS < 64 {
@@ -238,8 +238,8 @@ impl Gate {
 
     /// Adds `added` to the gate's word if the gate has not drained and `has_space` returns true for the current word.
     ///
-    /// Relaxed is enough because no thread that reads the result relies on earlier writes of this thread. When the task leaves, the
-    /// Release in `leave` makes the writes of the task visible.
+    /// A thread that reads the new word does not rely on earlier writes of this thread, so Relaxed is enough. When the task leaves,
+    /// the Release in `leave` makes the writes of the task visible.
     fn enter_if(&self, added: usize, has_space: impl Fn(usize) -> bool) -> Result<(), Refused> {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
@@ -397,8 +397,11 @@ impl Gate {
     /// The word has one modification order. A task that leaves after the request in this order finds `IDLE` set. If a task leaves
     /// before the request, the waiter's next snapshot shows that the task has left.
     ///
-    /// Relaxed is enough. The request continues the release sequence of an earlier `begin_service`. The waiter's next snapshot
-    /// reads the request, or a later value, with Acquire. Therefore the waiter sees the service.
+    /// Relaxed is enough, although a service may have started before the request. The request and the counts of the gate are in one
+    /// atomic word. After the request, the waiter calls `snapshot`, which loads this word with Acquire. The load returns the value
+    /// that the request has written, or a later value. Each of these values belongs to the release sequence that the
+    /// service's `begin_service` has started, so the load pairs with the Release in `begin_service`. Therefore the waiter sees the
+    /// service.
     pub(crate) fn request_idle(&self) {
         self.word.fetch_or(IDLE, Ordering::Relaxed);
     }

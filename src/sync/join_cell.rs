@@ -78,7 +78,8 @@ impl<T> JoinCell<T> {
         }
     }
 
-    /// Drops the waker that the task has stored for an abort. Callers call this function after the task has ended.
+    /// Drops the task's waker. The task has stored it so that an abort through the handle can wake the task. The caller must call
+    /// this function after the task has ended.
     #[inline]
     pub(crate) fn drop_waker(&self) {
         if self.has_waker.load(Ordering::Relaxed) != 0 {

@@ -55,9 +55,9 @@ pub(crate) struct FreedSlots(AtomicUsize);
 struct Row<O: 'static> {
     target: &'static TokenTarget<O>,
     slot: &'static Slot,
-    /// The task that occupied this row most recently. `Slot::is_live` says whether this task is still in flight.
+    /// The task that occupied this slot most recently. `Slot::is_live` says whether this task is still in flight.
     task: Option<Occupant>,
-    /// The number of tasks that have occupied this row, modulo 2³².
+    /// The number of tasks that have occupied this slot, modulo 2³².
     generation: u32,
 }
 
@@ -299,7 +299,7 @@ impl<O> Row<O> {
         Self { target: Box::leak(Box::new(TokenTarget { owner, slot: Some(slot) })), slot, task: None, generation: 0 }
     }
 
-    /// Returns whether the task that occupied this row most recently is still in flight.
+    /// Returns whether the task that occupied this slot most recently is still in flight.
     ///
     /// Acquire pairs with the Release in `FreedSlots::push`: a thread that sees that a task has ended also sees everything that the
     /// task did (invariant S2).
@@ -397,7 +397,8 @@ impl Slot {
         }
     }
 
-    /// Drops the waker that the task has stored for an abort. Only the token of a task that has ended calls this function.
+    /// Drops the task's waker. The task has stored it so that an abort by the registry can wake the task. Only the token of a task
+    /// that has ended calls this function.
     pub(crate) fn drop_waker(&self) {
         if self.has_waker.load(Ordering::Relaxed) {
             self.has_waker.store(false, Ordering::Relaxed);

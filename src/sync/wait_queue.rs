@@ -5,13 +5,14 @@
 //! When a task leaves the gate, it releases its permit and wakes the first waiter. This waiter takes the permit in its next poll.
 //! When a waiter has entered the gate or was dropped, and another permit is free, the queue wakes the next waiter.
 //!
-//! A new task can enter without waiting only if more permits are free than waiters are queued. Therefore a new task overtakes no
-//! waiter (invariant S10). While the queue is not empty, the gate's `PERMIT` bit is set, and each task that releases a permit calls
-//! [`WaitQueue::wake_first`] (invariant L4).
+//! If `n` waiters are in the queue, the first `n` free permits are reserved for them. A new task can enter without waiting only if
+//! one more permit is free. Therefore a new task overtakes no waiter (invariant S10). While the queue is not empty, the gate's
+//! `PERMIT` bit is set, and each task that releases a permit calls [`WaitQueue::wake_first`] (invariant L4).
 //!
-//! When the shutdown starts, [`WaitQueue::close`] removes the waiters that are not follow-ups. The follow-ups stay in the queue, so
-//! no later task overtakes them. When the registry has drained, `close` also removes the follow-ups, because the registry accepts
-//! no more tasks.
+//! A *follow-up* is a task that continues the work of another task, and that may wait for a permit during the drain; see
+//! `Registry::follow_up`. When the shutdown starts, [`WaitQueue::close`] removes all waiters except those of follow-ups. The waiters
+//! of follow-ups stay in the queue, so no later task overtakes them. When the registry has drained, it accepts no more tasks, so
+//! `close` then removes these waiters too.
 //!
 //! A registry and its descendants can share one limit and one queue. Each waiter stores the registry that owns it, so `close`
 //! removes only the waiters of one registry.
@@ -49,7 +50,7 @@ struct Waiter {
     owner: Owner,
     /// When the queue wakes a waiter, it replaces the waker with `None`. The waiter's next poll stores a new waker.
     waker: Option<Waker>,
-    /// Whether the waiter stays in the queue after the shutdown has started.
+    /// Whether the waiter's task is a follow-up. If so, the waiter stays in the queue after the shutdown has started.
     is_follow_up: bool,
 }
 
@@ -60,8 +61,8 @@ impl WaitQueue {
         }
     }
 
-    /// Tries to enter the gate without waiting. Callers call this function after `enter_below` has returned `Refused::Full`. This
-    /// function refuses the task unless more permits are free than waiters are queued.
+    /// Tries to enter the gate without waiting. Callers call this function after `enter_below` has returned `Refused::Full`. The
+    /// task enters only if the number of free permits is higher than the number of waiters in the queue.
     pub(crate) fn try_enter(&self, LimitedGate { gate, limit, permit }: LimitedGate<'_>) -> Result<(), Refused> {
         self.0.with(|waiters| gate.enter_in_turn(limit.saturating_sub(waiters.queue.len()), permit))
     }
@@ -118,8 +119,8 @@ impl WaitQueue {
         wake(self.0.with(Waiters::take_first));
     }
 
-    /// Removes and wakes the waiters of `owner` that are not follow-ups, because the shutdown has started. If the closure `is_drained`
-    /// returns true, removes and wakes all waiters of `owner`.
+    /// Removes and wakes all waiters of `owner` except those of follow-ups, because the shutdown has started. If the closure
+    /// `is_drained` returns true, this function also removes and wakes the waiters of follow-ups.
     ///
     /// Perhaps a removed waiter was woken because a permit became free, but has not taken the permit. Therefore, if a permit is
     /// free, this function wakes the new first waiter (invariant L4).

@@ -20,8 +20,7 @@ use std::{fmt, mem};
 /// The server confirms each acknowledgement, extension and release, even after the lease has expired. The client reconnects automatically.
 /// Each delivery counts as an attempt, even if a shutdown released the message.
 ///
-/// The source limits the time of each call, depending on the lease. Your program need not set timeouts for the client or for the JetStream
-/// context.
+/// The source and the consumer limit the time of each call. Your program need not set timeouts for the client or for the JetStream context.
 pub struct JetStream {
     context: jetstream::Context,
     consumer: PullConsumer,
@@ -55,7 +54,8 @@ impl JetStream {
 
     /// Sends an acknowledgement of this kind to the server, and waits for the confirmation.
     async fn confirmed(&self, receipt: &Subject, kind: AckKind) -> Result<(), Error> {
-        // Does not use `Acker::double_ack_with`, because that function returns `Ok` even if no server receives the acknowledgement.
+        // Does not use `Acker::double_ack_with`, because that function returns `Ok` even if the subject of the acknowledgement has no
+        // subscriber.
         let request = Request::new().payload(kind.into()).timeout(Some(self.lease / 4));
         self.context.client().send_request(receipt.clone(), request).await?;
         Ok(())

@@ -17,7 +17,7 @@ const MARGIN: Duration = Duration::from_secs(2);
 /// Checks the contract of a source in one process, by calls to its methods. `empty` must return a broker with a new, empty queue. This
 /// function does not drop the futures of calls, and does not interrupt connections.
 ///
-/// Use the shortest lease that the broker allows, because this function waits for about ten leases and another ten seconds.
+/// Use the shortest lease that the broker allows: this function takes about ten times the lease, plus ten seconds.
 ///
 /// # Errors
 ///

@@ -339,8 +339,8 @@ const TICK: &str = "WITH due AS (
     LEFT JOIN LATERAL (SELECT id FROM @jobs WHERE queue = queues.name AND state = 'available'
         ORDER BY priority DESC, run_at, id LIMIT 1) AS available ON true";
 
-/// Commits outcomes. An outcome has no effect in two cases: another outcome of the same run was committed before, or the worker has lost
-/// the job.
+/// Commits outcomes. An outcome has no effect in three cases: another outcome of the same run was committed before, the worker has lost
+/// the job, or the job is cancelled.
 const COMMIT: &str = "UPDATE @jobs AS jobs SET state = outcome.state, worker = NULL, attempts = attempts + outcome.charge,
         run_at = coalesce(now() + make_interval(secs => outcome.delay), run_at),
         ended_at = CASE WHEN outcome.state IN ('done', 'dead') THEN now() END,
@@ -424,8 +424,8 @@ const RECOVER_UNSTARTED: &str =
     "UPDATE @jobs AS jobs SET state = CASE state WHEN 'running' THEN 'available' ELSE state END, worker = NULL
     WHERE worker IS NOT NULL AND NOT EXISTS (SELECT FROM @workers WHERE workers.id = jobs.worker)";
 
-/// Sorts the rows of a fetch, because the server returns them in any order. The server cannot sort them, because `set_limits` has disabled
-/// sorts.
+/// Sorts the rows of a fetch, because the server returns them in any order. `set_limits` has disabled sorts: in the statement, a sort
+/// would have a very large estimated cost.
 fn in_order(mut rows: Vec<PgRow>) -> Vec<PgRow> {
     let key = |row: &PgRow| -> sqlx::Result<(i64, i64, String)> {
         Ok((-i64::from(row.try_get::<i32, _>("priority")?), row.try_get("due")?, row.try_get("id")?))

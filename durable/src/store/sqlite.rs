@@ -298,8 +298,8 @@ const TICK: &str = "SELECT value AS name, coalesce(paused, 0) AS paused,
                 WHERE queue = value AND state = 'retrying' AND state IN ('scheduled', 'retrying'))) AS next_due
     FROM json_each(?1) LEFT JOIN background_tasks_queues ON name = value";
 
-/// Commits outcomes. An outcome has no effect in two cases: another outcome of the same run was committed before, or the worker has lost
-/// the job.
+/// Commits outcomes. An outcome has no effect in three cases: another outcome of the same run was committed before, the worker has lost
+/// the job, or the job is cancelled.
 const COMMIT: &str = "UPDATE background_tasks_jobs AS jobs SET state = outcome.state, worker = NULL, attempts = attempts + charge,
         run_at = coalesce(?2 + delay, run_at), ended_at = CASE WHEN outcome.state IN ('done', 'dead') THEN ?2 END,
         checkpoint = CASE WHEN outcome.state = 'done' THEN NULL ELSE checkpoint END, result = outcome.result,
@@ -445,8 +445,8 @@ impl Store for Sqlite {
         POLL_INTERVAL
     }
 
-    /// The engine checks the queues at most once a second, unless the file changes. The heartbeat thread polls the file for changes at the
-    /// poll interval.
+    /// The regular checks of the queues happen at most once a second. The heartbeat thread polls the file at the poll interval, and a
+    /// change of the file causes an additional check.
     fn look_interval(&self, poll_interval: Duration) -> Duration {
         poll_interval.max(Duration::from_secs(1))
     }

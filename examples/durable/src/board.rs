@@ -4,7 +4,8 @@
 //! The board has no login and shows mail addresses. Therefore the board listens on a separate socket with a loopback address. Pages
 //! of other sites must not be able to use the board in the operator's browser. With DNS rebinding, another site could make its own
 //! host name point to the board. The server of the board therefore accepts only `localhost` and IP addresses as host names. The
-//! board also checks the headers `Sec-Fetch-Site` and `Origin`, and rejects forms of other sites. The page needs no script.
+//! board also checks the headers `Sec-Fetch-Site` and `Origin`, and rejects a form that another site submits. The page needs no
+//! script.
 
 use crate::signups::{self, Welcome};
 use axum::extract::{Path, Query, Request, State};
@@ -291,8 +292,8 @@ async fn guard(request: Request, next: Next) -> Response {
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(CONTENT_SECURITY_POLICY, POLICY);
-    // With the policy `no-referrer`, a browser would send `Origin: null` with the forms of the board. `is_same_origin` could then
-    // not recognize these forms by their origin.
+    // With the policy `no-referrer`, a browser would send `Origin: null` with the forms of the board. If this browser does not send
+    // `Sec-Fetch-Site`, `is_same_origin` would then reject these forms.
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("same-origin"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
