@@ -56,7 +56,7 @@ impl RegistryState {
         self.phase.fetch_or(1, Ordering::Release) % 2 == 0
     }
 
-    /// Closes the gates, wakes the shutdown signals, and removes all waiters for permits except those of follow-ups.
+    /// Closes the gates, wakes the shutdown signals, and removes all waiters for permits except the waiters of follow-ups.
     fn close(&'static self) {
         for shard in self.shards() {
             if shard.gate().close() {

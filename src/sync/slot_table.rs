@@ -176,7 +176,7 @@ impl<O> SlotTable<O> {
             row.generation = row.generation.wrapping_add(1);
             row.task = Some(Occupant { info, started, abort_requested });
             // Relaxed is enough: other threads read these words under the table's lock. The spawner passes the task to its thread,
-            // and thereby makes the words visible to this thread.
+            // which makes the words visible to this thread.
             let slot = row.slot;
             let abort_state = match abort_requested {
                 _ if !is_inspected || !info.kind.is_abortable() => NOT_ABORTABLE,

@@ -10,7 +10,7 @@
 //! `PERMIT` bit is set, and each task that releases a permit calls [`WaitQueue::wake_first`] (invariant L4).
 //!
 //! A *follow-up* is a task that continues the work of another task, and that may wait for a permit during the drain; see
-//! `Registry::follow_up`. When the shutdown starts, [`WaitQueue::close`] removes all waiters except those of follow-ups. The waiters
+//! `Registry::follow_up`. When the shutdown starts, [`WaitQueue::close`] removes all waiters except the waiters of follow-ups. The waiters
 //! of follow-ups stay in the queue, so no later task overtakes them. When the registry has drained, it accepts no more tasks, so
 //! `close` then removes these waiters too.
 //!
@@ -119,7 +119,7 @@ impl WaitQueue {
         wake(self.0.with(Waiters::take_first));
     }
 
-    /// Removes and wakes all waiters of `owner` except those of follow-ups, because the shutdown has started. If the closure
+    /// Removes and wakes all waiters of `owner` except the waiters of follow-ups, because the shutdown has started. If the closure
     /// `is_drained` returns true, this function also removes and wakes the waiters of follow-ups.
     ///
     /// Perhaps a removed waiter was woken because a permit became free, but has not taken the permit. Therefore, if a permit is

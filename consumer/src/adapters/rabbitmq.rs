@@ -39,7 +39,7 @@ const REASON: &str = "x-dead-letter-reason";
 ///   backoff short.
 /// - By default, RabbitMQ closes the channel of a consumer that does not acknowledge or release a message within 30 minutes
 ///   (`consumer_timeout`). The message then returns to the queue.
-/// - A dead message is a copy of the original message, with the header `x-dead-letter-reason`. If the broker's confirmation of the copy is
+/// - A dead message is a copy of the message, with the header `x-dead-letter-reason`. If the broker's confirmation of the copy is
 ///   lost, the dead-letter queue may contain two copies.
 ///
 /// AMQP does not confirm acknowledgements. If an acknowledgement is lost, the message returns to the queue. During the drain, the source
