@@ -16,7 +16,9 @@ use tracing::{error, info, warn};
 /// | shutdown started | info | `in_flight` |
 /// | drained | info | `took_seconds` and the number of tasks for each outcome |
 ///
-/// All events have the `tracing` target `background_tasks`. The task fields are `task.name` and `task.location`. If the registry is
+/// The event for a rejected task has the `tracing` target `background_tasks::rejected`, and all other events have the target
+/// `background_tasks`. Thus the filter `background_tasks=warn,background_tasks::rejected=off` shows losses without rejections, for
+/// example in a service that answers 503 when its registry is full. The task fields are `task.name` and `task.location`. If the registry is
 /// [inspected](crate::RegistryBuilder::inspect), `task.kind`, `task.id` and `task.age_seconds` are also task fields. If the task has no
 /// name, the event has no field `task.name`. The event for a rejected task has no fields `task.id` and `task.age_seconds`.
 ///
@@ -58,10 +60,10 @@ pub struct TracingObserver;
 /// Emits the event for a loss. This is a macro and not a function, because `tracing` needs the level at compile time. `tracing` omits
 /// fields that are `None`.
 macro_rules! emit_loss {
-    ($level:ident, $task:expr, $message:literal $(, $field:ident = $value:expr)?) => {{
+    ($level:ident, $target:literal, $task:expr, $message:literal $(, $field:ident = $value:expr)?) => {{
         let TaskInfo { id, name, location, kind, age, .. } = $task;
         $level!(
-            target: "background_tasks",
+            target: $target,
             {
                 task.name = name,
                 task.location = %location,
@@ -82,11 +84,11 @@ fn display_option<T: Display>(value: Option<&T>) -> Option<DisplayValue<&T>> {
 impl Observer for TracingObserver {
     fn lost(&self, task: &TaskInfo, loss: &Loss<'_>) {
         match loss {
-            Loss::Failed(error) => emit_loss!(error, task, "background task failed", error = error),
-            Loss::Panicked(message) => emit_loss!(error, task, "background task panicked", panic = message),
-            Loss::Abandoned => emit_loss!(warn, task, "background task abandoned: it was dropped before it finished"),
-            Loss::Aborted => emit_loss!(warn, task, "background task aborted"),
-            Loss::Rejected(reason) => emit_loss!(warn, task, "background task rejected", reason = reason),
+            Loss::Failed(error) => emit_loss!(error, "background_tasks", task, "background task failed", error = error),
+            Loss::Panicked(message) => emit_loss!(error, "background_tasks", task, "background task panicked", panic = message),
+            Loss::Abandoned => emit_loss!(warn, "background_tasks", task, "background task abandoned: it was dropped before it finished"),
+            Loss::Aborted => emit_loss!(warn, "background_tasks", task, "background task aborted"),
+            Loss::Rejected(reason) => emit_loss!(warn, "background_tasks::rejected", task, "background task rejected", reason = reason),
         }
     }
 

@@ -159,7 +159,9 @@ impl RecordedEvent {
     #[track_caller]
     fn assert_loss(self, level: Level, fields: &[(&'static str, &str)], site: Site, kind: Option<&str>) {
         let Self { level: actual_level, target, fields: Fields { mut text, counts, mut seconds }, spans } = self;
-        assert_eq!((actual_level, target.as_str(), spans), (level, "background_tasks", vec![]));
+        let is_rejection = text["message"] == "background task rejected";
+        let expected_target = if is_rejection { "background_tasks::rejected" } else { "background_tasks" };
+        assert_eq!((actual_level, target.as_str(), spans), (level, expected_target, vec![]));
         if let Some(kind) = kind {
             let id = text.remove("task.id").expect("an inspected task has an ID");
             assert!(id.parse::<TaskId>().is_ok(), "{id}");
