@@ -40,6 +40,13 @@ impl Summary {
         let Self { completed: _, failed, panicked, abandoned, aborted, rejected } = *self;
         failed + panicked + abandoned + aborted + rejected == 0
     }
+
+    /// Returns the number of tasks that did not run to their end: the sum of `panicked`, `abandoned`, `aborted` and `rejected`.
+    ///
+    /// A failed task is not included, because it has run to its end and returned an error.
+    pub fn unfinished(&self) -> u64 {
+        self.panicked + self.abandoned + self.aborted + self.rejected
+    }
 }
 
 impl fmt::Display for Summary {
