@@ -25,7 +25,8 @@ impl Shutdown {
     }
 
     /// Blocks the calling thread until the registry has drained or `timeout` has elapsed. If `timeout` is zero, this method does
-    /// not block, and only checks whether the registry has drained. If `timeout` is [`Duration::MAX`], the wait has no limit.
+    /// not block. It only checks whether the registry has drained. If `timeout` is [`Duration::MAX`], this method waits without a
+    /// limit.
     ///
     /// # Errors
     ///
@@ -33,8 +34,8 @@ impl Shutdown {
     ///
     /// # Deadlocks
     ///
-    /// In the cases in which [`wait`](Self::wait) never returns, `wait_timeout` blocks until `timeout` has elapsed, and then
-    /// returns [`Stragglers`].
+    /// The docs of [`wait`](Self::wait) list the cases in which `wait` never returns. In these cases, `wait_timeout` blocks until
+    /// `timeout` has elapsed, and then returns [`Stragglers`].
     pub fn wait_timeout(self, timeout: Duration) -> Result<Summary, Stragglers> {
         self.block(deadline_after(timeout)).ok_or_else(|| self.state().stragglers())
     }
@@ -53,7 +54,8 @@ impl Shutdown {
     ///
     /// # Deadlocks
     ///
-    /// In the cases in which [`wait`](Self::wait) never returns, `wait_or_abort` blocks at most for `grace` plus `abort_timeout`.
+    /// The docs of [`wait`](Self::wait) list the cases in which `wait` never returns. In these cases, `wait_or_abort` blocks for
+    /// `grace` plus `abort_timeout`, and then returns [`Stragglers`].
     pub fn wait_or_abort(self, grace: Duration, abort_timeout: Duration) -> Result<Summary, Stragglers> {
         if let Some(summary) = self.block(deadline_after(grace)) {
             return Ok(summary);
@@ -64,8 +66,7 @@ impl Shutdown {
 
     /// Blocks until the registry has drained or `deadline` has passed. If `deadline` is `None`, there is no deadline.
     ///
-    /// After the deadline, this method checks one more time whether the registry has drained. If the registry has not drained,
-    /// the method returns `None`.
+    /// After the deadline, this method checks one more time whether the registry has drained, and returns `None` if not.
     fn block(&self, deadline: Option<Instant>) -> Option<Summary> {
         let state = self.state();
         let notifier = state.notifier();
@@ -89,7 +90,7 @@ impl Shutdown {
     }
 }
 
-/// Returns the time at which `timeout` expires. If an `Instant` cannot represent this time, returns `None`, which means that
+/// Returns the time at which `timeout` expires. Returns `None` if an `Instant` cannot represent this time. `None` means that
 /// there is no deadline.
 fn deadline_after(timeout: Duration) -> Option<Instant> {
     Instant::now().checked_add(timeout)

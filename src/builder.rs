@@ -8,11 +8,13 @@ use core::fmt;
 impl<S> Registry<S> {
     /// Returns a new registry that starts its tasks with `spawner`.
     ///
-    /// The registry has no observers, no inspection and no limit. To set these options, use [`builder`](Self::builder).
+    /// The registry has no observers and no limit, and keeps no list of its tasks. To set these options, use
+    /// [`builder`](Self::builder).
     ///
-    /// The registry takes its state from a process-wide pool. The state returns to the pool after two events: the registry has
-    /// drained, and all its handles, waiting futures and shutdown guards have been dropped. Because the pool reuses states,
-    /// memory is bounded by the largest number of registries that existed at the same time.
+    /// The registry takes its state from a process-wide pool. The state returns to the pool after the registry has drained, and
+    /// after the program has dropped all its handles, and all its [`Shutdown`](crate::Shutdown), [`WaitIdle`](crate::WaitIdle) and
+    /// [`ShutdownGuard`](crate::ShutdownGuard) values. Another registry can then use the state. Memory is therefore bounded by the
+    /// largest number of registries that existed at the same time.
     pub fn new(spawner: S) -> Self {
         Self::builder(spawner).build()
     }
@@ -36,7 +38,8 @@ impl<S> Registry<S> {
     }
 }
 
-/// Sets the options of a new [`Registry`]: its observers, inspection (a list of its tasks), limit and shutdown policy.
+/// Sets the options of a new [`Registry`]: its observers, inspection (a list of its tasks), limit, and shutdown policy (which
+/// losses start the shutdown).
 ///
 /// [`Registry::builder`] returns this type.
 #[must_use = "a builder makes no registry until `build` is called"]
@@ -66,14 +69,14 @@ impl<S> RegistryBuilder<S> {
         self
     }
 
-    /// Enables inspection: the registry then stores information about each task in flight. Default: off.
+    /// Makes the registry inspected: it then stores information about each task in flight. Default: off.
     ///
     /// [`Registry::tasks`] and [`Stragglers`](crate::Stragglers) list the tasks of an inspected registry. [`Registry::abort`] and
     /// [`Registry::abort_task`] can abort these tasks.
     ///
-    /// In an inspected registry, each task takes a timestamp, and occupies a slot: a table entry with information about the task.
-    /// Slots are reused, but their memory is never freed. The memory is therefore bounded by the largest number of tasks that
-    /// were in flight simultaneously.
+    /// An inspected registry takes a timestamp for each task, and each task occupies a slot: a table entry with information about
+    /// the task. When a task ends, another task can reuse its slot. The memory of slots is never freed, so it is bounded by the
+    /// largest number of tasks that were in flight simultaneously.
     pub fn inspect(mut self) -> Self {
         self.settings.flags |= INSPECTED;
         self
@@ -82,21 +85,22 @@ impl<S> RegistryBuilder<S> {
     /// Limits the number of tasks in flight. Default: no limit. Minimum: 1. Maximum: 4,194,303 (1,023 on 32-bit targets). Larger
     /// limits are reduced to the maximum.
     ///
-    /// A task takes a permit when it starts, and releases the permit when it ends. If no permit is free, methods that do not wait,
-    /// such as [`run`](Registry::run) and [`guard`](Registry::guard), reject tasks as [full](crate::RejectReason::Full).
-    /// [`run_when_ready`](Registry::run_when_ready) waits for a permit instead. Tracked futures, guards and services count towards
-    /// the limit. Child registries do not count.
+    /// The limit is the number of permits. A task takes a permit when it starts, and releases the permit when it ends. If no permit
+    /// is free, methods that do not wait, such as [`run`](Registry::run) and [`guard`](Registry::guard), reject tasks as
+    /// [full](crate::RejectReason::Full). [`run_when_ready`](Registry::run_when_ready) waits for a permit instead. Tracked futures,
+    /// guards and services also take a permit each. A child registry takes no permit, but the [tasks of the child](Registry::child)
+    /// do.
     ///
-    /// Work that is started [without a permit](Registry::without_permit) does not count towards the limit. Use `without_permit`
-    /// for requests and for other work that starts tasks. If requests took all permits, the registry would reject the tasks that
-    /// the requests start. In the crate `background-tasks-host`, the program of a `Host` and the requests of a `RequestLayer`
-    /// take no permits.
+    /// Work that is started [without a permit](Registry::without_permit) does not count towards the limit. Use `without_permit` for
+    /// requests, and for other work that itself starts tasks. Without this setting, the requests could take all permits, and the
+    /// registry would then reject the tasks that the requests start. In the crate `background-tasks-host`, the program of a `Host`
+    /// and the requests of a `RequestLayer` take no permits.
     ///
-    /// When the shutdown starts, `run_when_ready` stops waiting for a permit, and the registry rejects the task. Only
-    /// [follow-ups](Registry::follow_up), which continue the work of a task in flight, still wait.
+    /// When the shutdown starts, `run_when_ready` stops waiting for a permit, and the registry rejects the task. Only a
+    /// [follow-up](Registry::follow_up), which continues the work of a task in flight, still waits.
     ///
-    /// All threads share one counter, so the limit is exact. Threads that start or end tasks therefore compete for one cache
-    /// line.
+    /// The limit is exact, because all threads share one counter. The cost is that threads which start or end tasks compete for one
+    /// cache line.
     ///
     /// # Panics
     ///
@@ -108,8 +112,8 @@ impl<S> RegistryBuilder<S> {
 
     /// Starts the shutdown when any task panics. Default: off.
     ///
-    /// Even if this option is off, the shutdown starts when a [critical](Registry::critical) task is lost. At the start of the
-    /// shutdown, the panicked task still counts as in flight.
+    /// When the shutdown starts, the panicked task still counts as in flight. Even if this option is off, the shutdown starts when
+    /// a [critical](Registry::critical) task is lost.
     pub fn shutdown_on_panic(mut self) -> Self {
         self.settings.flags |= SHUTDOWN_ON_PANIC;
         self
@@ -117,8 +121,8 @@ impl<S> RegistryBuilder<S> {
 
     /// Starts the shutdown when any task fails. Default: off.
     ///
-    /// Even if this option is off, the shutdown starts when a [critical](Registry::critical) task is lost. At the start of the
-    /// shutdown, the failed task still counts as in flight.
+    /// When the shutdown starts, the failed task still counts as in flight. Even if this option is off, the shutdown starts when a
+    /// [critical](Registry::critical) task is lost.
     pub fn shutdown_on_failure(mut self) -> Self {
         self.settings.flags |= SHUTDOWN_ON_FAILURE;
         self

@@ -7,46 +7,50 @@ impl<S: Clone> Registry<S> {
     /// use one child for each connection, each tenant or each plug-in.
     ///
     /// A child is a [`Registry`], so it has all methods of a registry, including `child`. The child uses the spawner of this
-    /// handle. It uses the observers, the inspection and the shutdown policy of its root: the registry at the top, which
-    /// [`Registry::new`] or a builder has made.
+    /// handle. The *root* is the registry at the top, which [`Registry::new`] or a builder has made. A child uses the observers,
+    /// the inspection and the shutdown policy of its root.
     ///
     /// Until a child has drained, its parent counts the child as one piece of work in flight. The kind of this work is
-    /// [`TaskKind::Child`](crate::TaskKind::Child). [`wait_idle`](Self::wait_idle) of the parent therefore waits for an open
-    /// child.
+    /// [`TaskKind::Child`](crate::TaskKind::Child). Therefore [`wait_idle`](Self::wait_idle) of the parent also waits until the
+    /// child has drained.
     ///
-    /// The shutdown of a registry also starts the shutdown of all its children, and the registry waits for their drain. A draining
-    /// child accepts tasks only while its own tasks are in flight; tasks of its parent do not count. A child without tasks
-    /// therefore drains immediately, even if the program still holds handles of the child. From this moment on, the child rejects
-    /// all tasks, even the tasks that the last requests of the program start. To prevent this, first shut down the code that uses
-    /// the child, and then shut down the child. For example, run the requests in one child and the cache in another child. Call
+    /// The shutdown of a registry also starts the shutdown of all its children, and the registry waits until all children have
+    /// drained. A draining child accepts tasks only while its own tasks are in flight. Tasks of its parent do not matter. Therefore
+    /// a child without tasks drains immediately, even if the program still holds handles of the child. From this moment on, the
+    /// child rejects all tasks.
+    ///
+    /// In a server, the last requests can still need such a child when the shutdown starts. In this case, shut down the code that
+    /// uses the child before the child itself. For example, run the requests in one child and the cache in another child. Call
     /// `requests.shutdown().await` first, and then `root.shutdown().await`. The page [libraries](crate::guide::libraries) shows
     /// this order.
     ///
     /// A child that is created while this registry is draining follows another rule. Its signal is triggered from the start, but
-    /// the child stays open, even without tasks, until its last handle is dropped or its own shutdown is started. If the child
-    /// drained immediately, a program with a child for each request would reject the tasks of its last requests. If this registry
-    /// has drained, the new child is also drained, and this registry counts and reports a rejection.
+    /// the child stays open, even without tasks. It starts to drain when its last handle is dropped, or when its own shutdown is
+    /// started, for example by a call to `shutdown` on the child. This rule is for programs with a child for each request: such a
+    /// child can still start the tasks of its request.
+    ///
+    /// If this registry has drained, the new child is also drained. In this case, this registry counts and reports a rejection.
     ///
     /// [`tasks`](Self::tasks), [`services`](Self::services), [`abort`](Self::abort), [`abort_task`](Self::abort_task),
-    /// [`Stragglers`](crate::Stragglers) and [`Shutdown::or_abort`](crate::Shutdown::or_abort) of a registry include the tasks of
-    /// all its descendants. [`TaskInfo::parent`](crate::TaskInfo::parent) returns the ID of the descendant that a task belongs
-    /// to. The [observers](crate::RegistryBuilder::observer) of the root are called for the losses of all descendants. They are
-    /// not called when the shutdown of a child starts or its drain ends.
+    /// [`Stragglers`](crate::Stragglers) and [`Shutdown::or_abort`](crate::Shutdown::or_abort) of a registry also cover the tasks
+    /// of all its descendants. [`TaskInfo::parent`](crate::TaskInfo::parent) returns the ID of the descendant that a task belongs
+    /// to. The [observers](crate::RegistryBuilder::observer) of the root receive the losses of all descendants. When the shutdown
+    /// of a child starts, or when its drain ends, no observer is called.
     ///
     /// Until a child has drained, [`in_flight`](Self::in_flight) of its parent counts the child as one task, and
-    /// [`summary`](Self::summary) of its parent contains no outcomes of the child's tasks. When the child drains, its outcomes are
-    /// added to the summary of its parent.
+    /// [`summary`](Self::summary) of its parent does not contain the outcomes of the child's tasks. When the child drains, these
+    /// outcomes are added to the summary of its parent.
     ///
-    /// If a [limit](crate::RegistryBuilder::max_in_flight) applies to this registry, the tasks of the child take permits of the
-    /// same limit. The child itself takes no permit. [`child_with_limit`](Self::child_with_limit) returns a child with a separate
-    /// limit.
+    /// If a [limit](crate::RegistryBuilder::max_in_flight) applies to this registry, the same limit applies to the tasks of the
+    /// child: each of them takes a permit. The child itself takes no permit. [`child_with_limit`](Self::child_with_limit) returns a
+    /// child with a separate limit.
     ///
     /// The loss of a [critical](Self::critical) task starts the shutdown of the registry that the task belongs to. The options
     /// [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) and
-    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure) start the shutdown of the root.
+    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure) start the shutdown of the root instead.
     ///
-    /// To give the child a name, call [`named`](Self::named) first. A child takes its state from a pool, as other registries do,
-    /// and the state of a child is small.
+    /// To give the child a name, call [`named`](Self::named) first. Creating a child is cheap: the child takes its small state from
+    /// a pool.
     ///
     /// # Examples
     ///
@@ -71,11 +75,12 @@ impl<S: Clone> Registry<S> {
     }
 
     /// Returns a new child registry that has its own limit: at most `max_in_flight` of its tasks are in flight at the same time.
-    /// The limit has the same minimum and maximum as [`RegistryBuilder::max_in_flight`](crate::RegistryBuilder::max_in_flight).
+    /// The minimum and the maximum of this limit are the same as for
+    /// [`RegistryBuilder::max_in_flight`](crate::RegistryBuilder::max_in_flight).
     ///
-    /// The limits of the child's ancestors do not apply to the tasks of this child and of its descendants. Use this method if the
-    /// child's tasks must not compete with other tasks for permits. In all other respects, this method is the same as
-    /// [`child`](Self::child).
+    /// Use this method if the child's tasks must not compete with other tasks for permits. The limits of the child's ancestors do
+    /// not apply to the tasks of this child, and not to the tasks of its descendants. In all other respects, this method does the
+    /// same as [`child`](Self::child).
     ///
     /// # Panics
     ///
@@ -102,16 +107,16 @@ impl<S: Clone> Registry<S> {
 }
 
 impl<S: Clone> TaskBuilder<'_, S> {
-    /// Returns a new child registry with the builder's name and call site; see [`Registry::child`]. The other settings of the builder
-    /// have no effect.
+    /// Returns a new child registry; see [`Registry::child`]. The child has the name and the call site of this builder. The other
+    /// settings of the builder have no effect.
     #[must_use = "a child shuts down when its last handle is dropped"]
     #[track_caller]
     pub fn child(self) -> Registry<S> {
         Registry::from_handle(self.make_child(None), self.spawner.clone())
     }
 
-    /// Returns a new child registry with its own limit, and with the builder's name and call site; see
-    /// [`Registry::child_with_limit`].
+    /// Returns a new child registry with its own limit; see [`Registry::child_with_limit`]. The child has the name and the call
+    /// site of this builder.
     ///
     /// # Panics
     ///

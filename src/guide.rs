@@ -21,17 +21,17 @@
 //! | [`troubleshooting`] | symptoms with their causes |
 //! | [`faq`] | frequent questions |
 
-/// Declares a module for each page. For readers of the repository, each Markdown file ends with the targets of links such as
-/// `[limits]`. This macro writes other targets before the text of the file. The first target of a link has precedence, so in the
-/// documentation the links point to the modules.
+/// Declares a module for each page. Each Markdown file ends with link definitions such as `[limits]: limits.md`, for readers of
+/// the repository. In the documentation, these links must point to the modules. This macro therefore writes other definitions
+/// of the same links before the text of the file. If a link has two definitions, the first definition applies.
 macro_rules! pages {
     ($($page:ident)*) => {
         pages!([concat!($("[", stringify!($page), "]: crate::guide::", stringify!($page), "\n",)*)] $($page)*);
     };
     ([$links:expr] $($page:ident)*) => {$(
         #[doc = $links]
-        // The doctests of the pages use these runtimes. The `cfg` is not on the module, because the documentation would show a
-        // `cfg` of the module.
+        // The doctests of the pages need these features. The condition is on the text and not on the module, because the
+        // documentation would show a condition of the module.
         #[cfg_attr(
             any(not(doctest), all(feature = "async-executor", feature = "smol", feature = "tokio")),
             doc = include_str!(concat!("../docs/guide/", stringify!($page), ".md"))

@@ -34,17 +34,17 @@ impl<T> Joined<T> {
     }
 }
 
-// An abort handle stores a `Waker` that aborts the task. A waker hides the type of the task's output, and needs no second
-// allocation.
+// An abort handle stores a `Waker` that aborts the task. A waker hides the type of the task's output, and this waker reuses the
+// allocation of the `Joined`.
 wake_with!([T: Send + 'static] Joined<T>, Joined::wake_to_abort);
 
-/// Passes the output of a task to the task's [`JoinHandle`]. The field is `None` if the task has ended.
+/// Passes the output of a task to the task's [`JoinHandle`]. The field is `None` after the task has ended.
 pub(crate) struct JoinSender<T>(Option<Arc<Joined<T>>>);
 
 impl<T> OutputReceiver<T> for JoinSender<T> {
     type End = Result<T, JoinLoss>;
 
-    /// If the task returns `Err`, it also counts as completed, because the owner of its handle receives the error.
+    /// A task that returns `Err` also counts as completed, because the owner of its handle receives the error.
     #[inline]
     fn completed(_: Token, output: T) -> (Option<UnreportedLoss>, Self::End) {
         (None, Ok(output))
@@ -58,8 +58,8 @@ impl<T> OutputReceiver<T> for JoinSender<T> {
         })
     }
 
-    /// Reports the loss, and drops all wakers of the task. Then stores the result and stops counting the task as in flight, in
-    /// one step (invariants S2, S8 and S11).
+    /// Reports the loss, and drops all wakers of the task. Then stores the result and stops counting the task as in flight, both
+    /// under one lock (invariants S2, S8 and S11).
     #[inline]
     fn release(&mut self, token: Token, loss: Option<UnreportedLoss>, end: Self::End) {
         let Some(joined) = self.0.take() else { return };
@@ -93,7 +93,8 @@ impl<T> OutputReceiver<T> for JoinSender<T> {
     }
 
     fn dropped(&self, token: &Token) -> UnreportedLoss {
-        // If a blocking closure is dropped after an abort, it counts as aborted, because the abort prevented its start (invariant L3).
+        // If a blocking closure is dropped after an abort, it counts as aborted, because the abort has prevented its start
+        // (invariant L3).
         let is_aborted = self.0.as_ref().is_some_and(|joined| joined.is_closure && joined.cell.is_aborted());
         if is_aborted { UnreportedLoss::Aborted } else { token.dropped() }
     }
@@ -102,18 +103,18 @@ impl<T> OutputReceiver<T> for JoinSender<T> {
 /// Resolves to the output of a task, and can abort the task; see [`Registry::spawn`](crate::Registry::spawn).
 ///
 /// The handle resolves to a [`JoinError`] if the task panicked, or was abandoned, aborted or rejected. If the task returns `Err`,
-/// the task counts as completed, and the handle resolves to `Ok(Err(_))`. To count such a task as failed and to report its error
-/// to the observers, start the task with [`run`](crate::Registry::run) instead of `spawn`.
+/// the task counts as completed, and the handle resolves to `Ok(Err(_))`. If such a task must count as failed, and its error must
+/// be reported to the observers, start the task with [`run`](crate::Registry::run) instead of `spawn`.
 ///
-/// When the handle resolves, the task's future has been dropped, and the task is not in flight. In a registry with a
-/// [limit](crate::RegistryBuilder::max_in_flight), the task's permit has been released. When the registry has drained, the
-/// handles of all its tasks are ready.
+/// When the handle resolves, the task's future has been dropped, and the task is no longer in flight. In a registry with a
+/// [limit](crate::RegistryBuilder::max_in_flight), the task has released its permit. When the registry has drained, the handles of
+/// all its tasks are ready.
 ///
 /// Dropping the handle detaches the task: the task continues, and the registry still waits for the task at shutdown. The output
 /// of a detached task is dropped before the task stops counting as in flight. To abort the task instead, call
 /// [`abort_on_drop`](Self::abort_on_drop).
 ///
-/// A task must not await its own handle.
+/// A task must not await its own handle: neither the task nor the handle would ever finish.
 ///
 /// # Panics
 ///
@@ -184,16 +185,16 @@ impl<T> JoinHandle<T> {
         }
     }
 
-    /// Aborts the task at its next await point, or before its first poll. The registry need not be
+    /// Aborts the task at its next await point, or before its first poll. This also works if the registry is not
     /// [inspected](crate::RegistryBuilder::inspect).
     ///
-    /// The task's future is dropped during the current poll or the next poll of the task. The task then counts as aborted, and
-    /// the handle resolves to an error. If the task has ended, or finishes in its current poll, `abort` has no effect, and the
-    /// handle can still resolve to an output. A blocking closure is aborted only if it has not started. A second call to `abort`
-    /// has no effect.
+    /// If the executor is polling the task when `abort` is called, the task's future is dropped at the end of this poll. Otherwise,
+    /// the future is dropped in the next poll. The task then counts as aborted, and the handle resolves to an error. If the task
+    /// has already ended, or finishes in its current poll, `abort` has no effect, and the handle can still resolve to an output. A
+    /// blocking closure is aborted only if it has not started. A second call to `abort` has no effect.
     ///
     /// `abort` returns immediately. To wait until the future has been dropped, await the handle. In an inspected registry, this
-    /// method aborts the task as [`Registry::abort_task`](crate::Registry::abort_task) does.
+    /// method does the same as [`Registry::abort_task`](crate::Registry::abort_task), so the list of tasks shows the abort.
     ///
     /// # Examples
     ///
@@ -217,7 +218,7 @@ impl<T> JoinHandle<T> {
     /// Returns another handle, which can abort the task but does not resolve to the task's output.
     ///
     /// If the abort handle is dropped, the task continues. While an abort handle exists, the memory for the task's output stays
-    /// allocated. This method exists only if the output of the task is `Send`.
+    /// allocated. This method is available only if the output of the task is `Send`.
     pub fn abort_handle(&self) -> AbortHandle
     where
         T: Send + 'static,
@@ -225,8 +226,7 @@ impl<T> JoinHandle<T> {
         AbortHandle { aborter: self.joined().map_or_else(|| Waker::noop().clone(), |joined| joined.clone().into()), id: self.id() }
     }
 
-    /// Makes the handle abort its task when the handle is dropped. Default: dropping the handle detaches the task, and the task
-    /// continues.
+    /// Makes the handle abort its task when the handle is dropped. Default: when the handle is dropped, the task continues.
     pub fn abort_on_drop(self) -> Self {
         if let Some(joined) = self.joined() {
             joined.cell.abort_on_drop();
@@ -234,8 +234,8 @@ impl<T> JoinHandle<T> {
         self
     }
 
-    /// Returns true if the task was rejected, or if the task has ended and is not in flight. If this method returns true, the
-    /// next poll of the handle returns `Ready`, unless the handle has already resolved.
+    /// Returns whether the task has ended or was rejected. A task that has ended is no longer in flight. If this method returns
+    /// true, the next poll of the handle returns `Ready`. (If the handle has already resolved, the poll panics.)
     pub fn is_finished(&self) -> bool {
         self.joined().is_none_or(|joined| joined.cell.is_finished())
     }
@@ -285,7 +285,7 @@ impl<T> fmt::Debug for JoinHandle<T> {
 /// Aborts a task; see [`JoinHandle::abort_handle`].
 #[derive(Clone)]
 pub struct AbortHandle {
-    /// A waker that is made from a [`Joined`]. A call to this waker aborts the task.
+    /// A waker that refers to the task's [`Joined`]. A call to this waker aborts the task.
     aborter: Waker,
     id: Option<TaskId>,
 }

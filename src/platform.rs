@@ -47,8 +47,8 @@ macro_rules! global {
 #[cfg(not(loom))]
 pub(crate) use global;
 
-/// Implements `Wake` for the type `$type`. A wake-up calls the function `$wake` with an `Arc` of the type. The generic parameters
-/// of the type come first, in brackets.
+/// Implements `Wake` for the type `$type`. A wake-up calls the function `$wake` with an `Arc` of the type. If the type has
+/// generic parameters, they come first, in brackets.
 macro_rules! wake_with {
     ([$($generics:tt)*] $type:ty, $wake:path) => {
         #[cfg(any(feature = "std", not(feature = "portable-atomic")))]
@@ -71,8 +71,8 @@ macro_rules! wake_with {
 }
 pub(crate) use wake_with;
 
-/// Does nothing. In loom models, `model::LifeCheck` replaces this type. It checks that no code uses a registry state after
-/// another registry has taken the state.
+/// Does nothing. In loom models, `model::LifeCheck` replaces this type. `model::LifeCheck` checks that no code uses a registry
+/// state after another registry has taken the state.
 #[cfg(not(loom))]
 pub(crate) struct LifeCheck;
 
@@ -91,13 +91,14 @@ impl LifeCheck {
 /// Stores a value in cache lines that no other value shares. The alignment is two cache lines, because the prefetcher loads cache
 /// lines in pairs.
 ///
-/// Without the feature `std` the crate assumes a single thread, so the value has no padding.
+/// Without the feature `std`, the crate treats the program as a single thread, so the value has no padding.
 #[cfg_attr(feature = "std", repr(align(128)))]
 pub(crate) struct CachePadded<T>(pub(crate) T);
 
-/// Sets an atomic word to 0. A read-modify-write operation of another thread can change the word at the same time.
+/// Sets an atomic word to 0. At the same time, another thread can change the word with a read-modify-write operation.
 ///
-/// Loom would allow a plain store between the read and the write of that operation, so loom models use a swap.
+/// On real hardware, a store never takes effect between the read and the write of such an operation. Loom does not guarantee
+/// this for a plain store, so loom models use a swap.
 pub(crate) fn reset(word: &AtomicUsize) {
     if cfg!(loom) {
         word.swap(0, Ordering::Relaxed);
@@ -108,7 +109,8 @@ pub(crate) fn reset(word: &AtomicUsize) {
 
 /// Calls the closure `f`, which runs user code. If `f` panics, the panic does not reach the caller (invariant S6).
 ///
-/// The destructor of the panic's payload can also panic. This function leaks the payload of this second panic.
+/// The destructor of the panic's payload can also panic. This function leaks the payload of this second panic, because its
+/// destructor could panic again.
 pub(crate) fn ignore_panic(f: impl FnOnce()) {
     if let Err(payload) = catch(f) {
         if let Err(second) = catch(|| drop(payload)) {

@@ -20,13 +20,14 @@ use futures_util::future::OptionFuture;
 ///   [`shutdown`](Self::shutdown) is called or the last handle is dropped.
 /// - *Draining*: the [shutdown signal](Self::signal) is triggered. The registry still accepts tasks while any task is in flight. A
 ///   task, or the holder of a [`Guard`], can therefore still start other tasks.
-/// - *Drained*: no task is in flight. From now on, the registry rejects all tasks.
+/// - *Drained*: after the shutdown started, the number of tasks in flight has reached zero. From now on, the registry rejects
+///   all tasks.
 ///
-/// New tasks prolong a drain. To make sure that the drain ends, stop accepting requests when the shutdown signal resolves. Also
-/// set a deadline for the drain, for example with [`shutdown_within`](Self::shutdown_within).
+/// New tasks prolong a drain. To make sure that the drain ends, stop accepting requests when the shutdown signal resolves. A
+/// task can also hang. Therefore set a deadline for the drain, for example with [`shutdown_within`](Self::shutdown_within).
 ///
-/// A clone of a `Registry` is another handle of the same registry. The shutdown starts when the last handle is dropped. If a
-/// task owns a handle of its registry, the task therefore keeps the registry open.
+/// A value of this type is a handle. A clone is another handle of the same registry. The shutdown starts when the last handle
+/// is dropped. If a task owns a handle of its registry, this handle therefore keeps the registry open.
 ///
 /// # Examples
 ///
@@ -53,10 +54,11 @@ impl<S> Registry<S> {
         Self { handle, spawner }
     }
 
-    /// Returns a handle of the registry whose state is `state`. A `static` can hold this handle, even in a program without `std`.
+    /// Returns a handle of the registry whose state is `state`. This function is `const`, so a `static` can contain the handle,
+    /// even in a program without `std`.
     ///
-    /// All handles made from the same `state` belong to the same registry. If a handle made by `in_static` is dropped, the shutdown
-    /// does not start. The docs of [`RegistryState`] contain an example.
+    /// All handles made from the same `state` belong to the same registry. The drop of such a handle never starts the shutdown. The
+    /// docs of [`RegistryState`] contain an example.
     pub const fn in_static(state: &'static RegistryState, spawner: S) -> Self {
         Self { handle: RegistryHandle::in_static(state), spawner }
     }
@@ -89,8 +91,8 @@ impl<S> Registry<S> {
 
     /// Returns another handle of this registry. The returned handle starts its tasks with `spawner`.
     ///
-    /// If the handles of a registry have different spawners, the registry can run its tasks on several executors, or through several
-    /// [wrapping spawners](Spawner#wrapping-each-task).
+    /// With handles that have different spawners, one registry can run its tasks on several executors. A program can also use a
+    /// [wrapping spawner](Spawner#wrapping-each-task) for only some of its tasks.
     ///
     /// # Examples
     ///
@@ -125,11 +127,12 @@ impl<S> Registry<S> {
     ///
     /// The name appears in [`tasks`](Self::tasks), [`services`](Self::services), [`Stragglers`],
     /// [`shutdown_cause`](Self::shutdown_cause) and [`JoinError`](crate::JoinError). [Observers](crate::RegistryBuilder::observer)
-    /// and the [spawner](Spawner::spawn_with_info) also receive the name. If the registry has observers, or the option
-    /// [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) or
-    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure), a named task occupies a slot: a table entry with
-    /// information about the task. [`inspect`](crate::RegistryBuilder::inspect) describes the cost of slots. In other registries,
-    /// the name costs almost nothing.
+    /// and the [spawner](Spawner::spawn_with_info) also receive the name.
+    ///
+    /// A named task occupies a slot (a table entry with information about the task) if the registry has observers. The same applies
+    /// if the option [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) or
+    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure) is set. [`inspect`](crate::RegistryBuilder::inspect)
+    /// describes the cost of slots. In other registries, a name costs almost nothing.
     ///
     /// # Examples
     ///
@@ -146,16 +149,17 @@ impl<S> Registry<S> {
 
     /// Returns a builder that starts a critical task. If a critical task is lost, the shutdown starts.
     ///
-    /// A task is lost if it fails, panics, or is abandoned, aborted or rejected. If a critical [tracked](Self::track) future or a
-    /// critical task with a [handle](Self::spawn) returns `Err`, it counts as completed, because the caller receives the error.
-    /// If a critical task completes, no shutdown starts. For work that must run until the shutdown, start a
-    /// [service](Self::service) with [`Restart::always`](crate::Restart::always). [`shutdown_cause`](Self::shutdown_cause)
-    /// returns the task whose loss started the shutdown. In a [child](Self::child), the loss of a critical task starts the
-    /// shutdown of the child only.
+    /// A task is lost if it fails, panics, or is abandoned, aborted or rejected. If a [tracked](Self::track) future or a task with
+    /// a [handle](Self::spawn) returns `Err`, it is not lost: it counts as completed, because the caller receives the error.
     ///
-    /// With the builder's option [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic), a panic of any task starts the
-    /// shutdown. With [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure), a failure of any task starts the
-    /// shutdown.
+    /// If a critical task completes, no shutdown starts. If work must not end before the shutdown, start a [service](Self::service)
+    /// with [`Restart::always`](crate::Restart::always), which starts the work again after each run.
+    /// [`shutdown_cause`](Self::shutdown_cause) returns the task whose loss started the shutdown. In a [child](Self::child), the
+    /// loss of a critical task starts only the shutdown of the child.
+    ///
+    /// To start the shutdown after a panic or a failure of any task, set the option
+    /// [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) or
+    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure) of the registry's builder.
     ///
     /// # Examples
     ///
@@ -172,18 +176,18 @@ impl<S> Registry<S> {
         self.task().critical()
     }
 
-    /// Returns a builder that starts a task without a permit. Such a task is in flight, but does not count towards the registry's
-    /// [limit](crate::RegistryBuilder::max_in_flight).
+    /// Returns a builder that starts a task without a permit. The task counts as in flight, but does not count towards the
+    /// registry's [limit](crate::RegistryBuilder::max_in_flight).
     ///
-    /// The registry accepts the task even if no permit is free. The drain waits for the task, and the registry counts, lists,
-    /// reports and aborts the task like any other task. This setting applies to all methods of the builder that start work, for
-    /// example [`run`](TaskBuilder::run) and [`guard`](TaskBuilder::guard). With this setting,
-    /// [`run_when_ready`](TaskBuilder::run_when_ready) does not wait.
+    /// The registry accepts the task even if no permit is free. In all other respects, the task is like any other task: the drain
+    /// waits for it, and the registry counts, lists, reports and aborts it. All methods of the builder that start work use this
+    /// setting, for example [`run`](TaskBuilder::run) and [`guard`](TaskBuilder::guard). With this setting,
+    /// [`run_when_ready`](TaskBuilder::run_when_ready) does not wait for a permit.
     ///
-    /// Use this setting for work that starts tasks. The work then does not use up the permits that these tasks need. Examples are
-    /// a request, a connection, or a task that starts a [follow-up](Self::follow_up) for each item of a list.
+    /// Use this setting for work that itself starts tasks, so that this work does not take the permits that the started tasks need.
+    /// Examples are a request, a connection, and a task that starts a [follow-up](Self::follow_up) for each item of a list.
     ///
-    /// If no limit applies to the registry, this setting has no effect. In a registry that has a limit, the task occupies a slot: a
+    /// If no limit applies to the registry, this setting has no effect. If the registry has a limit, the task occupies a slot: a
     /// table entry with information about the task. [`inspect`](crate::RegistryBuilder::inspect) describes the cost of slots. At
     /// most 4,194,303 tasks without a permit can be in flight simultaneously (1,023 on 32-bit targets). The registry rejects each
     /// further task without a permit as [full](crate::RejectReason::Full).
@@ -205,24 +209,27 @@ impl<S> Registry<S> {
         self.task().without_permit()
     }
 
-    /// Returns a builder that starts a follow-up. A follow-up is a task that continues the work of a task in flight. For example,
-    /// a task can start a follow-up for each item of a list.
+    /// Returns a builder that starts a follow-up: a task that continues the work of a task in flight. For example, a task can start
+    /// a follow-up for each item of a list.
     ///
     /// For a follow-up, [`run_when_ready`](TaskBuilder::run_when_ready) waits for a permit even while the registry drains. The
     /// returned future resolves to an error only if the registry has drained. Without `follow_up`, `run_when_ready` stops waiting
-    /// when the shutdown starts, and the registry rejects the new task. Use `follow_up` in tasks and in code that holds a [`Guard`].
-    /// Do not use `follow_up` in code that accepts new work, such as a server's loop.
+    /// when the shutdown starts, and the registry rejects the new task.
     ///
-    /// If a task in flight starts a follow-up with `run_when_ready`, the registry never rejects the follow-up. The reason is that
-    /// the first task stays in flight until it has started the follow-up, so the registry cannot drain before the follow-up starts.
+    /// Use `follow_up` in tasks, and in code that holds a [`Guard`]. Do not use `follow_up` in code that accepts new work, such as
+    /// a server's loop, because new work prolongs the drain.
+    ///
+    /// Suppose that a task in flight awaits `run_when_ready` for a follow-up. The task stays in flight while it waits, so the
+    /// registry cannot drain. The registry therefore never rejects this follow-up.
+    ///
     /// `follow_up` has no effect on methods that do not wait, such as `run` and `try_run`. With or without `follow_up`, these
     /// methods start work while the registry drains, and reject work while the registry is full.
     ///
     /// # Deadlocks
     ///
-    /// While a task waits for a permit for its follow-up, the task keeps its own permit. If the waiting tasks together hold all
-    /// permits, they wait forever. To avoid this deadlock, start the waiting tasks [without a permit](Self::without_permit), or
-    /// make sure that the number of waiting tasks is below the limit.
+    /// While a task waits for the permit of its follow-up, the task keeps its own permit. If such tasks together hold all permits,
+    /// they wait forever. To avoid this deadlock, start these tasks [without a permit](Self::without_permit). Alternatively, make
+    /// sure that their number is below the limit.
     ///
     /// # Examples
     ///
@@ -246,8 +253,8 @@ impl<S> Registry<S> {
         self.task().follow_up()
     }
 
-    /// Counts a future as in flight until the future finishes or is dropped. The caller polls the returned future, for example in a
-    /// `JoinSet` or a `select!`.
+    /// Counts a future as in flight until the future finishes or is dropped. No spawner runs the returned future: you poll it
+    /// yourself, for example in a `JoinSet` or a `select!`.
     ///
     /// If the future finishes, it counts as completed, even if it returns `Err`. If the future panics, it counts as panicked, and
     /// the panic reaches the code that polls the returned future. If the future is dropped before it has finished, it counts as
@@ -264,9 +271,10 @@ impl<S> Registry<S> {
     /// Returns a guard for work that is not a future, such as a request, a thread or a held lock. The work counts as in flight
     /// until the guard is dropped.
     ///
-    /// When the guard is dropped, the work counts as completed, even if the work was not finished. If a panic drops the guard, the
-    /// work counts as panicked; the docs of [`Guard`] explain this rule. [`Guard::require_completion`] returns a guard whose work
-    /// counts as completed only if the caller calls `complete`.
+    /// When the guard is dropped, the work counts as completed, even if the work was not finished. To count unfinished work as
+    /// abandoned instead, call [`Guard::require_completion`]. The returned guard counts as completed only if you call its method
+    /// `complete`. If a guard is dropped because its thread panics, the work counts as panicked; the docs of [`Guard`] explain this
+    /// rule.
     ///
     /// # Errors
     ///
@@ -292,17 +300,17 @@ impl<S> Registry<S> {
         self.task().guard()
     }
 
-    /// Starts a service: a task that repeats its work. The policy `restart` decides whether the work runs again after a run has
-    /// ended.
+    /// Starts a service: a task that repeats its work. When a run of the work has ended, the policy `restart` decides whether the
+    /// work runs again.
     ///
-    /// For each run, the closure `make` creates a future. One task supervises all runs of a service. This task is in flight until
+    /// For each run, the closure `make` creates a future. One task supervises all runs of the service. This task is in flight until
     /// the service ends, so the drain waits for the service. The service ends in one of these cases:
     ///
     /// - A run ends, and the policy `restart` allows no further run. With [`Restart::on_failure`], the service ends when a run
     ///   completes. If the last run is lost, the service is lost with the same outcome.
-    /// - The shutdown starts. If the service waits between two runs, the service ends immediately. If a run is in progress, the
-    ///   run is not interrupted. The future of the run should end when the [signal](Self::signal) resolves. After the shutdown
-    ///   has started, no run starts.
+    /// - The shutdown starts. If the service waits between two runs, it ends immediately. If a run is in progress, the registry
+    ///   does not interrupt the run, and the service ends after this run. The future of a run should therefore end soon after the
+    ///   [signal](Self::signal) resolves. After the shutdown has started, no run starts.
     /// - The service is [aborted](Self::abort), or its executor drops it.
     ///
     /// # Accounting
@@ -311,19 +319,20 @@ impl<S> Registry<S> {
     /// the future of a run or in the destructor of this future ends only this run. The settings [`critical`](Self::critical),
     /// [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) and
     /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure) apply only if the whole service is lost. If another run
-    /// follows, the loss of a run does not start the shutdown. Immediately after a lost run, the registry already counts the next
-    /// run, although this run starts only after a delay. If the service ends during this wait, that next run counts as completed,
-    /// aborted or abandoned.
+    /// follows, the loss of a run does not start the shutdown.
+    ///
+    /// After a lost run, the registry counts the next run immediately, although this run starts only after a delay. If the service
+    /// ends during the delay, this next run counts with the outcome of the service: completed, aborted or abandoned.
     ///
     /// [`services`](Self::services) lists the services and their numbers of restarts. [`wait_idle`](Self::wait_idle) does not wait
-    /// for services. In a registry with a limit, a service holds one permit. A service that is started [without a
-    /// permit](Self::without_permit) holds none. If the registry rejects the service, the registry drops `make`, and counts and
-    /// reports the rejection.
+    /// for services. In a registry with a limit, a service holds one permit, unless it is started [without a
+    /// permit](Self::without_permit). If the registry rejects the service, the registry drops `make`, and counts and reports the
+    /// rejection.
     ///
     /// # Panics
     ///
-    /// Panics if the spawner panics. In this case the service counts as abandoned. If the [`Timer`] panics, this method does not
-    /// panic, and the service counts as panicked.
+    /// Panics if the spawner panics. In this case the service counts as abandoned. The supervising task, and not this method, calls
+    /// the [`Timer`]. If the timer panics, the service counts as panicked.
     ///
     /// # Examples
     ///
@@ -360,14 +369,16 @@ impl<S> Registry<S> {
     /// Starts a service that runs its work immediately, and again each time that `period` has elapsed, until the shutdown starts.
     ///
     /// The end of each period is called a tick. Runs never overlap: if a tick happens during a run, the service skips that tick.
-    /// The next run starts at the first tick after the end of the run. If a run fails or panics, the loss is counted and
-    /// reported, and the service continues. In all other respects, the docs of [`service`](Self::service) apply. Minimum of
-    /// `period`: 1 millisecond. Shorter periods are raised to the minimum.
+    /// The next run starts at the first tick after the end of the run. Minimum of `period`: 1 millisecond. Shorter periods are
+    /// raised to the minimum.
     ///
-    /// The schedule exists only in memory, so each start of the process also restarts the schedule. While the process is stopped,
-    /// the work does not run. Each process has its own schedule. If the work must not be lost, or if only one of several processes
-    /// must run it, use a durable job, which a database stores. The crate `background-tasks-durable` runs durable jobs, also on a
-    /// cron schedule.
+    /// If a run fails or panics, the registry counts and reports the loss, and the service continues. In all other respects, the
+    /// docs of [`service`](Self::service) apply.
+    ///
+    /// The schedule exists only in memory, so it restarts when the process restarts. While the process is stopped, the work does
+    /// not run. If the program runs in several processes, each process has its own schedule, and runs the work. If a run must not
+    /// be lost, or if only one process must run the work, use a durable job, which a database stores. The crate
+    /// `background-tasks-durable` runs durable jobs, also on a cron schedule.
     ///
     /// # Panics
     ///
@@ -395,9 +406,9 @@ impl<S> Registry<S> {
         self.task().every(period, make);
     }
 
-    /// Returns the [services](Self::service) in flight, each with its number of restarts, its state and its last loss. The services
-    /// of this registry come first, in the order in which they were started. The services of its [descendants](Self::child) follow.
-    /// This method also works if the registry is not inspected.
+    /// Returns the [services](Self::service) in flight. For each service, the list contains the number of restarts, the state and
+    /// the last loss. The services of this registry come first, in the order in which they were started. The services of its
+    /// [descendants](Self::child) follow. The registry need not be inspected.
     pub fn services(&self) -> Vec<ServiceInfo> {
         self.state().services()
     }
@@ -411,16 +422,17 @@ impl<S> Registry<S> {
     ///
     /// The call itself starts the shutdown, even if the returned future is never polled. All shutdown signals of the registry are
     /// triggered when this method returns. If the returned future is dropped, the shutdown continues. A second call to `shutdown`
-    /// returns another future that waits for the same drain. To wait with a time limit, call
-    /// [`shutdown_within`](Self::shutdown_within). The type [`Shutdown`] has methods whose deadline can be any future, and methods
-    /// that block the thread.
+    /// returns another future that waits for the same drain.
     ///
-    /// If no code waits for the drain, the tasks in flight are lost when `main` returns. If other code already waits for the
-    /// drain, call [`start_shutdown`](Self::start_shutdown) instead of `shutdown`.
+    /// To wait with a time limit, call [`shutdown_within`](Self::shutdown_within). The type [`Shutdown`] has methods that accept
+    /// any future as a deadline, and methods that block the thread.
+    ///
+    /// Await the returned future: if no code waits for the drain, the tasks in flight are lost when `main` returns. If other code
+    /// already waits for the drain, call [`start_shutdown`](Self::start_shutdown) instead of `shutdown`.
     ///
     /// # In `select!`
     ///
-    /// A `select!` evaluates the expression of each branch before it waits for any branch. Therefore a branch with the expression
+    /// A `select!` evaluates the expressions of all branches before it waits. Therefore a branch with the expression
     /// `registry.shutdown()` starts the shutdown even if another branch is ready first. In `tokio::select!`, the branch starts the
     /// shutdown even if its precondition (`, if …`) is false.
     ///
@@ -429,8 +441,8 @@ impl<S> Registry<S> {
     ///
     /// # Deadlocks
     ///
-    /// A task must not await the shutdown of its own registry, because the drain waits until that task has ended. The holder of a
-    /// guard must not await the shutdown either. To start the shutdown inside a task, call
+    /// A task must not await the shutdown of its own registry: the drain waits for the task, so the task would wait for itself.
+    /// Code that holds a guard must not await the shutdown either. To start the shutdown inside a task, call
     /// [`start_shutdown`](Self::start_shutdown).
     ///
     /// # Examples
@@ -456,12 +468,11 @@ impl<S> Registry<S> {
 
     /// Starts the shutdown immediately, and returns a future that waits until the registry has drained, but at most for `grace`.
     ///
-    /// This method is short for [`shutdown`](Self::shutdown) followed by [`until`](Shutdown::until). The deadline comes from the
-    /// [`Timer`] of this handle's spawner. The grace period starts at the call, not at the first poll. If the returned future is
-    /// dropped, the shutdown continues. To abort the tasks that are still in flight after the grace period, call
-    /// [`shutdown_or_abort`](Self::shutdown_or_abort) instead.
+    /// This method is short for [`shutdown`](Self::shutdown) followed by [`until`](Shutdown::until). The spawner of this handle
+    /// measures the time, with its [`Timer`]. The time starts at the call, not at the first poll. To abort the tasks that are still
+    /// in flight after `grace`, call [`shutdown_or_abort`](Self::shutdown_or_abort) instead.
     ///
-    /// If `grace` is [`Duration::ZERO`], the future does not wait and only checks whether the registry has drained. If `grace` is
+    /// If `grace` is [`Duration::ZERO`], the future does not wait. It only checks whether the registry has drained. If `grace` is
     /// [`Duration::MAX`], the future waits until the registry has drained.
     ///
     /// # Errors
@@ -503,14 +514,14 @@ impl<S> Registry<S> {
     /// Starts the shutdown immediately, and returns a future that waits until the registry has drained, but at most for `grace`.
     /// After `grace`, the future aborts the remaining tasks, and waits for them, but at most for `abort_timeout`.
     ///
-    /// This method is short for [`shutdown`](Self::shutdown) followed by [`or_abort`](Shutdown::or_abort). Both deadlines come from
-    /// the [`Timer`] of this handle's spawner. Only the tasks of an [inspected](crate::RegistryBuilder::inspect) registry are
-    /// aborted; the docs of `or_abort` contain the details. The grace period starts at the call. The timer of `abort_timeout`
-    /// starts after the future has requested the abort of the tasks.
+    /// This method is short for [`shutdown`](Self::shutdown) followed by [`or_abort`](Shutdown::or_abort). The docs of `or_abort`
+    /// contain the details. Only an [inspected](crate::RegistryBuilder::inspect) registry can abort its tasks. The spawner of this
+    /// handle measures both times, with its [`Timer`]. The time `grace` starts at the call. The time `abort_timeout` starts after
+    /// the future has aborted the tasks.
     ///
-    /// If `grace` is [`Duration::ZERO`], the first poll of the future aborts the tasks. If `abort_timeout` is [`Duration::ZERO`],
-    /// the future does not wait for the aborted tasks. If one of the durations is [`Duration::MAX`], the future waits without a
-    /// limit.
+    /// If `grace` is [`Duration::ZERO`], the first poll of the future aborts the tasks. If `grace` is [`Duration::MAX`], the future
+    /// never aborts a task. If `abort_timeout` is [`Duration::ZERO`], the future does not wait for the aborted tasks. If
+    /// `abort_timeout` is [`Duration::MAX`], the future waits until all tasks have ended.
     ///
     /// # Errors
     ///
@@ -518,15 +529,15 @@ impl<S> Registry<S> {
     ///
     /// # Panics
     ///
-    /// Panics if the timer is not available to the calling thread; see [`Timer::sleep`]. In this case, the shutdown does not
-    /// start. The poll that aborts the tasks also starts the timer of `abort_timeout`. This poll panics if the timer is not
-    /// available to the polling thread.
+    /// Panics if the timer is not available to the calling thread; see [`Timer::sleep`]. In this case, the shutdown does not start.
+    /// The poll that aborts the tasks also calls the timer, for `abort_timeout`. This poll panics if the timer is not available to
+    /// the polling thread.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the returned future ends the wait, but not the shutdown. If the future is dropped during the grace period, no task
-    /// is aborted. If the future is dropped after it has aborted the tasks, an inspected registry still aborts each later task,
-    /// until the registry has drained.
+    /// Dropping the returned future ends the wait, but not the shutdown. If the future is dropped before `grace` has elapsed, no
+    /// task is aborted. If the future is dropped after it has aborted the tasks, an inspected registry still aborts each task that
+    /// starts later, until the registry has drained.
     ///
     /// # Examples
     ///
@@ -557,7 +568,7 @@ impl<S> Registry<S> {
     }
 
     /// Returns a future that resolves after `duration`. If the duration is zero, the returned future is ready at its first poll,
-    /// even if the timer's own future would not be ready.
+    /// because it does not use the timer. The future of a timer is not always ready at its first poll.
     #[track_caller]
     fn sleep(&self, duration: Duration) -> OptionFuture<S::Sleep>
     where
@@ -573,8 +584,10 @@ impl<S> Registry<S> {
     ///
     /// Call `start_shutdown` in code that must not wait for the drain. Examples are a task that waits for a signal of the operating
     /// system, and an HTTP handler that lets administrators stop the program. Do not call `start_shutdown` in a signal handler that
-    /// `sigaction` installs, because the method is not async-signal-safe. Other code, usually the end of `main`, must call
-    /// [`shutdown`](Self::shutdown) and await the drain. Without this wait, the tasks in flight are lost when the process exits.
+    /// `sigaction` installs, because the method is not async-signal-safe.
+    ///
+    /// Other code, usually the end of `main`, must call [`shutdown`](Self::shutdown) and await the drain. Otherwise the tasks in
+    /// flight are lost when the process exits.
     ///
     /// # Examples
     ///
@@ -599,24 +612,28 @@ impl<S> Registry<S> {
         self.state().start_shutdown();
     }
 
-    /// Returns a guard that starts the shutdown when the guard is dropped. Use the guard in a `main` that can return early.
+    /// Returns a guard that starts the shutdown when the guard is dropped. Use the guard in a `main` that can return early, for
+    /// example at an operator `?`.
     ///
     /// Dropping the guard does not wait for the drain. [`ShutdownGuard::disarm`] drops the guard without starting the shutdown.
     pub fn shutdown_on_drop(&self) -> ShutdownGuard {
         ShutdownGuard::new(self.handle.state_ref())
     }
 
-    /// Returns a future that waits until no task is in flight. This method does not start the shutdown. `wait_idle` does not wait
-    /// for [services](Self::service), even while they run. An open [child](Self::child) counts as a task in flight.
+    /// Returns a future that waits until no task is in flight. This method does not start the shutdown. The future does not wait
+    /// for [services](Self::service), even while they run. A [child](Self::child) counts as a task in flight until the child has
+    /// drained.
     ///
-    /// Tests can use `wait_idle` to wait for the background tasks of the tested code, and for further tasks that those tasks start.
-    /// The returned future resolves when a poll finds no task in flight except services. New tasks can start between this poll and
-    /// the next step of the caller. If the last task ends, but a new task starts before the next poll of the future, the future
-    /// also waits for the new task. If new tasks start all the time, it is therefore possible that the future never resolves.
+    /// In tests, use `wait_idle` to wait for the background tasks of the tested code, and for the tasks that these tasks start.
+    ///
+    /// The returned future resolves when one of its polls finds no task in flight except services. After this poll, new tasks can
+    /// start before the caller continues. When the last task ends, the registry wakes the future. If a new task starts before the
+    /// executor polls the future, the future also waits for the new task. If new tasks start all the time, the future may therefore
+    /// never resolve.
     ///
     /// # Deadlocks
     ///
-    /// A task must not await `wait_idle` of its own registry, because that task stays in flight while it waits. The holder of a
+    /// A task must not await `wait_idle` of its own registry: the task is in flight, so it would wait for itself. Code that holds a
     /// guard must not await `wait_idle` either, because the guard counts as in flight.
     ///
     /// # Cancel safety
@@ -629,8 +646,8 @@ impl<S> Registry<S> {
     /// Returns the tasks in flight, oldest first. In a program without a clock, the order is arbitrary. If the registry is not
     /// [inspected](crate::RegistryBuilder::inspect), the list is empty.
     ///
-    /// If a task starts or ends while `tasks` runs, the list does not always contain this task. `tasks` reads all slots (table
-    /// entries for tasks) of the registry, so its cost grows with the number of slots.
+    /// If a task starts or ends during the call, the list may or may not contain this task. `tasks` reads all slots (table entries
+    /// for tasks) of the registry, so its cost grows with the number of slots.
     pub fn tasks(&self) -> Vec<TaskInfo> {
         self.state().tasks()
     }
@@ -644,11 +661,14 @@ impl<S> Registry<S> {
     /// Aborts all tasks of an [inspected](crate::RegistryBuilder::inspect) registry at their next await point. Returns the number
     /// of tasks that can be aborted, and the number of tasks that cannot be aborted.
     ///
-    /// In this documentation, an await point is an `.await` that waits: the poll of the task returns `Pending`. A waiting task is
-    /// woken, dropped at its await point, and counted as aborted. If a task is being polled, it is dropped at its next await point,
-    /// unless it finishes first. If a task has not been polled, it is dropped before its first poll. If a blocking closure has not
-    /// started, it never starts, and counts as aborted. The closure stays in flight until its executor tries to start the closure
-    /// or drops it.
+    /// In this documentation, an await point is an `.await` that waits: the poll of the task returns `Pending`. An abort has these
+    /// effects:
+    ///
+    /// - A waiting task is woken, dropped at its await point, and counted as aborted.
+    /// - A task that is being polled is dropped at its next await point, unless it finishes first.
+    /// - A task that has not been polled yet is dropped before its first poll.
+    /// - A blocking closure that has not started never starts, and counts as aborted. The closure stays in flight until its
+    ///   executor tries to start the closure or drops it.
     ///
     /// The following tasks are not aborted and stay in flight:
     ///
@@ -657,10 +677,9 @@ impl<S> Registry<S> {
     /// - tasks that start after `abort` was called
     /// - all tasks of a registry that is not inspected
     ///
-    /// If an aborted task has started work outside the registry, this work continues, and the registry does not count it. Examples
-    /// are a closure in `tokio::task::spawn_blocking`, an operation of `tokio::fs`, and a [child
-    /// process](crate::guide::child_processes). To count such work, start the work with [`run_blocking`](Self::run_blocking) or
-    /// [`run`](Self::run), or move a [guard](Self::guard) into the work.
+    /// If an aborted task has itself started work that the registry does not count, this work continues. Examples are a closure in
+    /// `tokio::task::spawn_blocking`, an operation of `tokio::fs`, and a [child process](crate::guide::child_processes). To count
+    /// such work, start it with [`run_blocking`](Self::run_blocking) or [`run`](Self::run), or move a [guard](Self::guard) into it.
     ///
     /// This method does not start the shutdown. [`Shutdown::or_abort`](crate::Shutdown::or_abort) waits for a grace period, and then
     /// aborts the tasks that are still in flight and all tasks that start later.
@@ -682,8 +701,7 @@ impl<S> Registry<S> {
         self.state().abort_task(id)
     }
 
-    /// Returns, for each outcome, the number of tasks that ended with this outcome. After the registry has drained, the numbers
-    /// are exact.
+    /// Returns how many tasks ended with each outcome. After the registry has drained, the numbers are exact.
     pub fn summary(&self) -> Summary {
         self.state().summary()
     }
@@ -695,34 +713,33 @@ impl<S> Registry<S> {
         self.state().in_flight()
     }
 
-    /// Returns whether the shutdown has started and the [signal](Self::signal) is therefore triggered. Also returns true for a
+    /// Returns whether the shutdown has started, which means that the [signal](Self::signal) is triggered. Also returns true for a
     /// [child](Self::child) that was created while its parent was draining, although such a child stays open.
     pub fn is_shutting_down(&self) -> bool {
         self.state().is_shutting_down()
     }
 
-    /// Returns the task whose loss started the shutdown.
+    /// Returns the task whose loss started the shutdown. A program can use this value to choose its exit code.
     ///
-    /// The loss of a [critical](Self::critical) task can start the shutdown. With
+    /// A loss starts the shutdown if the task is [critical](Self::critical). With the option
     /// [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) or
-    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure), the panic or the failure of any task can start the
+    /// [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure), the panic or the failure of any task starts the
     /// shutdown. The registry also reports this loss to its [observers](crate::Observer).
     ///
-    /// Returns `None` if the shutdown has not started, or if no loss started the shutdown. A program can use the returned value
-    /// to choose its exit code.
+    /// Returns `None` if the shutdown has not started, or if something else started it, for example a call to
+    /// [`shutdown`](Self::shutdown).
     pub fn shutdown_cause(&self) -> Option<TaskInfo> {
         self.state().shutdown_cause()
     }
 
-    /// Returns whether an observer of this registry [logs](crate::Observer::logs_shutdown) the start of the shutdown and the end
-    /// of the drain. If this method returns true, other code need not log these events. Returns false for a [child](Self::child),
-    /// because observers are not called when the shutdown of a child starts or its drain ends.
+    /// Returns whether an observer of this registry [logs](crate::Observer::logs_shutdown) the start of the shutdown and the end of
+    /// the drain. In this case, other code need not log these events. For a [child](Self::child), this method returns false,
+    /// because the registry calls no observer when the shutdown of a child starts or its drain ends.
     pub fn is_shutdown_logged(&self) -> bool {
         self.state().is_shutdown_logged()
     }
 
-    /// Returns whether the registry has drained: the shutdown has started, no task is in flight, and the registry rejects all tasks
-    /// from now on.
+    /// Returns whether the registry has drained: the drain has ended, and the registry rejects all tasks.
     pub fn is_drained(&self) -> bool {
         self.state().is_drained()
     }
@@ -732,13 +749,13 @@ impl<S> Registry<S> {
     /// If a task returns `Err`, it counts as failed; see [`TaskOutput`]. With `std`, a panic of the task is caught and counted. The
     /// panic hook still runs, so by default the panic is also printed to stderr.
     ///
-    /// If the registry has drained or is [full](crate::RejectReason::Full), `run` drops the future and counts a rejected task. If
-    /// the caller needs the rejected future, use [`try_run`](Self::try_run).
+    /// If the registry has drained or is [full](crate::RejectReason::Full), `run` drops the future and counts a rejected task. To
+    /// get a rejected future back, call [`try_run`](Self::try_run) instead.
     ///
     /// # Panics
     ///
-    /// Panics if the spawner panics. For example, `TokioSpawner` panics if the calling thread is not in a tokio runtime. If the
-    /// spawner panics, the task counts as abandoned.
+    /// Panics if the spawner panics. In this case the task counts as abandoned. For example, `TokioSpawner` panics if the calling
+    /// thread is not in a tokio runtime.
     #[track_caller]
     pub fn run<F: Future<Output: TaskOutput> + Send + 'static>(&self, future: F)
     where
@@ -764,18 +781,21 @@ impl<S> Registry<S> {
         self.task().try_run(future)
     }
 
-    /// Starts a task as soon as a permit is free. The [limit](crate::RegistryBuilder::max_in_flight) of a registry is its number of
-    /// permits.
+    /// Starts a task as soon as a permit is free. The number of permits is the [limit](crate::RegistryBuilder::max_in_flight) of
+    /// the registry.
     ///
     /// The returned future waits for a permit while the registry is full. If several futures wait, they get permits in the order of
-    /// their first polls. While futures wait, a method that does not wait, such as `run`, starts a task only if there are more free
-    /// permits than waiting futures. If there are not, the method rejects the task as full.
+    /// their first polls.
+    ///
+    /// Methods that do not wait, such as `run`, do not overtake the waiting futures. If `n` futures wait, the first `n` free permits
+    /// are reserved for them. Such a method then starts a task only if one more permit is free. Otherwise it rejects the task as
+    /// full.
     ///
     /// # Errors
     ///
     /// Resolves to [`Rejected`], which contains the task's future, if the registry has drained. Also resolves to [`Rejected`] if
-    /// no permit is available and the shutdown has started. If a task in flight starts the new task, use
-    /// [`follow_up`](Self::follow_up): the future of a follow-up also waits during the drain.
+    /// the shutdown has started and no permit is free. To wait for a permit during the drain, a task in flight can call
+    /// [`follow_up`](Self::follow_up) first.
     ///
     /// # Panics
     ///
@@ -788,11 +808,12 @@ impl<S> Registry<S> {
     ///
     /// # Deadlocks
     ///
-    /// If a task awaits `run_when_ready` of its own registry, start this task [without a permit](Self::without_permit). If all
-    /// permits are held by tasks that themselves wait for a permit, no permit is ever released.
+    /// If a task awaits `run_when_ready` of its own registry, the task keeps its own permit while it waits. If such tasks together
+    /// hold all permits, they wait forever. Therefore start such a task [without a permit](Self::without_permit).
     ///
-    /// A released permit is reserved for the first waiting future until that future is polled or dropped. If a waiting future is
-    /// never polled again, it blocks all futures behind it in the queue. Therefore do not pass a waiting future to `mem::forget`.
+    /// The registry reserves a released permit for the first waiting future until that future is polled or dropped. If this future
+    /// is never polled again, all later futures in the queue wait forever. Therefore do not keep a waiting future without polling
+    /// it, and do not pass it to `mem::forget`.
     ///
     /// # Examples
     ///
@@ -820,16 +841,16 @@ impl<S> Registry<S> {
     /// Starts a task and returns a [`JoinHandle`], which resolves to the task's output and can abort the task.
     ///
     /// The output can be of any type. If the task returns `Err`, it counts as completed, because the owner of the handle receives
-    /// the error. If no code awaits the handle, start the task with [`run`](Self::run) instead, so that an `Err` counts as a
-    /// failure. If the task panics, the task counts as panicked, and the handle resolves to a [`JoinError`](crate::JoinError) that
-    /// contains the panic's payload.
+    /// the error. If no code awaits the handle, the error is not reported. In this case, start the task with [`run`](Self::run)
+    /// instead, so that an `Err` counts as a failure. If the task panics, the task counts as panicked, and the handle resolves to a
+    /// [`JoinError`](crate::JoinError) that contains the panic's payload.
     ///
-    /// Dropping the handle detaches the task: the task continues. `spawn` makes one allocation for the handle, in addition to the
-    /// executor's allocation. `run` makes no allocation for a handle.
+    /// If the handle is dropped, the task continues. For the handle, `spawn` makes one allocation, in addition to the executor's
+    /// allocation. `run` does not make this allocation.
     ///
-    /// If the registry has drained or is [full](crate::RejectReason::Full), `spawn` drops the future and counts a rejected task. The
-    /// handle then resolves to an error that contains the reason. If the caller needs the rejected future, use
-    /// [`try_spawn`](Self::try_spawn).
+    /// If the registry has drained or is [full](crate::RejectReason::Full), `spawn` drops the future and counts a rejected task.
+    /// The handle then resolves to an error that contains the reason. To get a rejected future back, call
+    /// [`try_spawn`](Self::try_spawn) instead.
     ///
     /// # Panics
     ///
@@ -934,8 +955,8 @@ impl<S> Registry<S> {
 
 #[cfg(loom)]
 impl<S> Registry<S> {
-    /// Returns whether [`wait_idle`](Self::wait_idle) would resolve now. The loom models use this method instead of `wait_idle`,
-    /// because `is_idle` requests no notification.
+    /// Returns whether [`wait_idle`](Self::wait_idle) would resolve now. The loom models use this method, because `wait_idle` would
+    /// also request a notification.
     #[doc(hidden)]
     pub fn is_idle(&self) -> bool {
         self.state().is_idle()

@@ -1,10 +1,13 @@
-//! Implements services. A service is a task that repeats its work, either after the work has ended or once in each period.
+//! Implements services. A service is a task that runs the same work again and again: either after the work has ended, or once in
+//! each period.
 //!
-//! One supervising task is in flight during the whole life of a service, so the drain waits for the service (invariants S2 and
-//! S3). Each run counts as one piece of work. When a run has ended, `Token::end_run` counts the next run (invariant S5).
+//! One supervising task is in flight during the whole life of a service, so the drain waits for the service (invariants S2 and S3).
+//! Each run counts as one accepted task. When a run has ended and another run follows, `Token::end_run` counts the next run
+//! (invariant S5).
 //!
-//! All times come from the [`Timer`] of the spawner. To find out whether a duration has elapsed, a service creates a future of
-//! the timer, and later checks whether this future is ready. Therefore services need no clock, and tests can control the time.
+//! Services measure time only with the [`Timer`] of the spawner. To find out whether a duration has elapsed, a service creates a
+//! future of the timer, and later checks whether this future is ready. Therefore services need no clock, and tests can control the
+//! time.
 
 use crate::platform::{Payload, catch, drop_quietly, ignore_panic, now, panic_message, resume};
 use crate::report::TaskOutput;
@@ -24,7 +27,7 @@ use futures_util::future::{Either, select};
 /// The shortest delay and the shortest period. Without this minimum, a service could repeat its work without a pause.
 const MIN_DELAY: Duration = Duration::from_millis(1);
 
-/// Decides when a service starts its work again, after which delay, and how many times; see
+/// Decides when a service runs its work again, after which delay, and how many times; see
 /// [`Registry::service`](crate::Registry::service).
 ///
 /// # Examples
@@ -49,7 +52,7 @@ pub struct Restart {
 }
 
 impl Restart {
-    /// Starts the work again after a run has failed or panicked. When a run completes, the service ends.
+    /// Runs the work again after a run has failed or panicked. When a run completes, the service ends.
     pub const fn on_failure() -> Self {
         Self {
             after_completion: false,
@@ -60,7 +63,7 @@ impl Restart {
         }
     }
 
-    /// Starts the work again after every run.
+    /// Runs the work again after every run, even after a run that completed.
     pub const fn always() -> Self {
         Self { after_completion: true, ..Self::on_failure() }
     }
@@ -68,18 +71,18 @@ impl Restart {
     /// Sets the smallest and the largest delay before a restart. Default: `min` is 100 milliseconds, and `max` is 30 seconds. A
     /// `min` below 1 millisecond is raised to 1 millisecond, and a `max` below `min` is raised to `min`.
     ///
-    /// The delay is `min` before the first restart, and doubles for each further restart, up to `max`. If a run has lasted at least
-    /// `max`, the next delay is `min`. Each delay is shortened by a random part of up to one half. Therefore services that fail at
-    /// the same time do not all restart at the same time.
+    /// The delay before the first restart is `min`. It doubles for each further restart, up to `max`. After a run that has lasted
+    /// at least `max`, the delay starts at `min` again. Each delay is then shortened at random, by at most one half. Therefore
+    /// services that fail at the same time do not all restart at the same time.
     pub const fn backoff(self, min: Duration, max: Duration) -> Self {
         Self { min_backoff: min, max_backoff: max, ..self }
     }
 
-    /// Limits the number of restarts: at most `restarts` within any period of the length `window`. Default: 5 restarts in 60
+    /// Limits the number of restarts: at most `restarts` in any time window of the length `window`. Default: 5 restarts in 60
     /// seconds.
     ///
-    /// If one more restart would exceed the limit, the service ends, and is lost in the same way as its last run. If the last run
-    /// completed, the service counts as failed. With a limit of 0, the service never restarts its work.
+    /// If one more restart would exceed the limit, the service ends, with the same loss as its last run: it counts as failed or
+    /// panicked. If the last run completed, the service counts as failed. If `restarts` is 0, the service never restarts its work.
     pub const fn at_most(self, restarts: usize, window: Duration) -> Self {
         Self { max_restarts: Some(restarts), window, ..self }
     }
@@ -90,7 +93,8 @@ impl Restart {
     }
 }
 
-/// A service fails with this error if its last run completed, but its limit allows no further restart.
+/// The error of a service whose last run completed, but whose limit allows no further restart. This happens only with
+/// [`Restart::always`].
 const TOO_MANY_RESTARTS: &str = "the service completed more often than its limit on restarts allows";
 
 /// The result of a service: the output of its last run, or `None` if the service ended between two runs.
@@ -139,8 +143,8 @@ impl<M: FnMut() -> F, F: Future<Output: TaskOutput>, T: Timer> Service<M, T> {
         Ok(None)
     }
 
-    /// Runs the work immediately, and again each time that a period has elapsed. If a period ends during a run, no other run
-    /// starts.
+    /// Runs the work immediately, and again each time that a period has elapsed. If a period ends during a run, this period starts
+    /// no other run.
     pub(crate) async fn every(mut self, period: Duration) -> End<F::Output> {
         let period = period.max(MIN_DELAY);
         let mut tick = pin!(self.timer.sleep(period));
@@ -164,8 +168,8 @@ impl<M: FnMut() -> F, F: Future<Output: TaskOutput>, T: Timer> Service<M, T> {
         Ok(None)
     }
 
-    /// Ends a run that is not the last run. If the run was lost, counts and reports the loss. If the run completed, returns the
-    /// completed run.
+    /// Ends a run that may be followed by another run. If the run was lost, counts and reports the loss. If the run completed,
+    /// returns a value that counts the run when the value is dropped.
     fn end_run(&mut self, run: Run<F>) -> Option<CompletedRun> {
         let Some(loss) = loss(run) else { return Some(CompletedRun(self.token)) };
         let text = loss.as_loss().to_string();
@@ -174,13 +178,14 @@ impl<M: FnMut() -> F, F: Future<Output: TaskOutput>, T: Timer> Service<M, T> {
         None
     }
 
-    /// Waits until `sleep` resolves or the shutdown starts. After the shutdown has started, the caller starts no run.
+    /// Waits between two runs, until `sleep` resolves or the shutdown starts. If the shutdown has started, the caller starts no
+    /// further run.
     async fn wait(&mut self, completed: Option<CompletedRun>, sleep: impl Future) {
         self.listed.update(|info| info.is_running = false);
         self.signal.run_until_shutdown(sleep).await;
         if self.signal.is_triggered() {
-            // No further run starts, and the end of the service counts the completed run. The destructor of `completed` would
-            // count the run a second time.
+            // No further run starts, so the end of the service counts as the end of the completed run. The destructor of
+            // `completed` would count the run a second time.
             mem::forget(completed);
         } else {
             self.listed.update(|info| {
@@ -201,8 +206,8 @@ impl Drop for CompletedRun {
     }
 }
 
-/// Calls `make` and runs the future that `make` returns. Catches the panics of both (invariant S6). Drops the future before this
-/// function returns (invariant S2).
+/// Calls `make` and polls the future that `make` returns, until this future is ready. Catches the panics of both (invariant S6).
+/// Drops the future before this function returns (invariant S2).
 async fn run<F: Future>(make: &mut impl FnMut() -> F) -> Run<F> {
     let mut future = pin!(Some(catch(make)?));
     poll_fn(|cx| {
@@ -246,7 +251,7 @@ fn loss<O: TaskOutput>(run: Result<O, Payload>) -> Option<UnreportedLoss> {
     })
 }
 
-/// Returns whether a future of a timer is ready. Polls the future with a waker that wakes no task.
+/// Polls a future of a timer once, and returns whether the future is ready. The poll uses a waker that wakes no task.
 fn has_elapsed(sleep: Pin<&mut impl Future>) -> bool {
     sleep.poll(&mut Context::from_waker(Waker::noop())).is_ready()
 }
@@ -258,8 +263,8 @@ struct Restarts<T: Timer> {
     max_backoff: Duration,
     next_delay: Duration,
     random: u64,
-    /// Contains one future for each restart in the current time window. The future resolves when the restart is older than the
-    /// window.
+    /// Contains one future of the timer for each recent restart. The future resolves when the restart is older than the time window
+    /// of the limit.
     recent: VecDeque<Pin<Box<T::Sleep>>>,
 }
 
@@ -272,7 +277,7 @@ impl<T: Timer> Restarts<T> {
         Self { policy, min_backoff, max_backoff, next_delay: min_backoff, random, recent: VecDeque::new() }
     }
 
-    /// Returns whether the limit allows one more restart. If it does, counts this restart.
+    /// Returns whether the limit allows one more restart. If the limit allows it, counts this restart.
     fn try_add(&mut self, timer: &T) -> bool {
         let Some(max_restarts) = self.policy.max_restarts else { return true };
         while self.recent.front_mut().is_some_and(|oldest| has_elapsed(oldest.as_mut())) {
@@ -285,7 +290,7 @@ impl<T: Timer> Restarts<T> {
         may_restart
     }
 
-    /// Returns the next delay, shortened by a random part of at most one half.
+    /// Returns the next delay, shortened at random by at most one half.
     fn next_delay(&mut self) -> Duration {
         let delay = u64::try_from(self.next_delay.as_nanos()).unwrap_or(u64::MAX);
         self.next_delay = self.next_delay.saturating_mul(2).min(self.max_backoff);

@@ -12,8 +12,8 @@ use futures_util::future::{Either, FusedFuture, select};
 ///
 /// # Cancel safety
 ///
-/// Dropping the future ends the wait, but not the shutdown. A second call to `shutdown()` returns a future that waits for the
-/// same drain.
+/// If the future is dropped, the shutdown continues. To wait again, call `shutdown()` again: the new future waits for the same
+/// drain.
 #[derive(Debug)]
 #[must_use = "the shutdown has started, but nothing waits for the drain: await it, or call `start_shutdown` instead"]
 pub struct Shutdown {
@@ -27,11 +27,11 @@ impl Shutdown {
     }
 
     /// Waits until the registry has drained or `deadline` resolves. The parameter `deadline` can be any future, such as a timer of
-    /// the runtime, or a second Ctrl-C. If the spawner implements [`Timer`](crate::Timer), use the shorter
-    /// [`Registry::shutdown_within`](crate::Registry::shutdown_within) instead of `until`.
+    /// the runtime, or a future that waits for a second Ctrl-C. If the deadline is a duration and the spawner implements
+    /// [`Timer`](crate::Timer), [`Registry::shutdown_within`](crate::Registry::shutdown_within) is shorter.
     ///
-    /// After `deadline` has resolved, this method checks one more time whether the registry has drained. If `deadline` is ready
-    /// at its first poll, this method does not wait, and only checks whether the registry has drained.
+    /// After `deadline` has resolved, this method checks one more time whether the registry has drained. If `deadline` is ready at
+    /// its first poll, this method does not wait. It only checks whether the registry has drained.
     ///
     /// # Errors
     ///
@@ -60,17 +60,17 @@ impl Shutdown {
         self.drained_before(deadline).await.ok_or_else(|| self.state().stragglers())
     }
 
-    /// Waits until the registry has drained or `grace` resolves. If `grace` resolves first and the registry is
-    /// [inspected](crate::RegistryBuilder::inspect), this method [aborts](crate::Registry::abort) the remaining tasks. After
-    /// `grace`, the method waits until the registry has drained or the future returned by the closure `abort_timeout` resolves.
+    /// Waits until the registry has drained or `grace` resolves. If `grace` resolves first, this method
+    /// [aborts](crate::Registry::abort) the remaining tasks of an [inspected](crate::RegistryBuilder::inspect) registry. It then
+    /// calls the closure `abort_timeout`, and waits until the registry has drained or the future from the closure resolves.
     ///
-    /// After `grace` has resolved, an inspected registry also aborts each task that starts later, except for tasks that cannot be
-    /// aborted. For example, the destructor of an aborted task can start another task. A task that starts later counts as aborted,
-    /// and is dropped before its first poll. In contrast, `Registry::abort` aborts only the tasks that are in flight at the call. A
+    /// After `grace` has resolved, an inspected registry also aborts each task that starts later, for example in the destructor of
+    /// an aborted task. Such a task is dropped before its first poll, and counts as aborted. Work that cannot be aborted, such as a
+    /// guard, still starts as usual. In contrast, `Registry::abort` aborts only the tasks that are in flight at the call. A
     /// registry that is not inspected aborts no task.
     ///
-    /// This method calls the closure `abort_timeout` after `grace` has resolved. `abort_timeout` is a closure and not a future,
-    /// because the time of most timers starts when the timer is created.
+    /// `abort_timeout` is a closure and not a future, because the time of most timers starts when the timer is created. This method
+    /// therefore creates the timer only after `grace` has resolved.
     ///
     /// # Errors
     ///
@@ -79,15 +79,15 @@ impl Shutdown {
     ///
     /// - The task is a guard, a tracked future, a child registry or a blocking closure that has started. These tasks cannot be
     ///   aborted.
-    /// - The task is a blocking closure that was aborted before it started, and the executor has not dropped the closure yet.
+    /// - The task is a blocking closure that was aborted before it started, but its executor has not dropped the closure yet.
     /// - The task has not reached an await point.
     /// - The registry is not [inspected](crate::RegistryBuilder::inspect), so none of its tasks can be aborted.
     ///
     /// # Work that continues
     ///
-    /// If an aborted task has started work outside the registry, this work can continue after the drain. Examples are a closure in
-    /// `tokio::task::spawn_blocking` and an operation of `tokio::fs`. [`Registry::abort`](crate::Registry::abort) describes how to
-    /// count such work.
+    /// If an aborted task has itself started work that the registry does not count, this work can continue after the drain.
+    /// Examples are a closure in `tokio::task::spawn_blocking` and an operation of `tokio::fs`.
+    /// [`Registry::abort`](crate::Registry::abort) describes how to count such work.
     ///
     /// # Cancel safety
     ///
@@ -146,7 +146,8 @@ impl Future for Shutdown {
 }
 
 impl FusedFuture for Shutdown {
-    /// Returns whether this future has resolved. `futures::select!` needs this method in a loop.
+    /// Returns whether this future has resolved. In a loop, `futures::select!` calls this method to skip a future that has
+    /// resolved.
     fn is_terminated(&self) -> bool {
         self.waiter.has_resolved()
     }
@@ -155,7 +156,7 @@ impl FusedFuture for Shutdown {
 /// Resolves when a poll finds no task in flight except [services](crate::Registry::service).
 /// [`Registry::wait_idle`](crate::Registry::wait_idle) returns this future.
 ///
-/// After a `WaitIdle` has resolved, it can be polled again. It then waits until a later poll finds no task in flight except
+/// A `WaitIdle` that has resolved can be polled again. It then resolves when a later poll finds no task in flight except
 /// services.
 #[derive(Debug)]
 #[must_use = "futures do nothing unless polled"]
@@ -186,7 +187,8 @@ impl Future for WaitIdle {
 }
 
 impl FusedFuture for WaitIdle {
-    /// Returns whether this future has resolved. `futures::select!` needs this method in a loop.
+    /// Returns whether this future has resolved. In a loop, `futures::select!` calls this method to skip a future that has
+    /// resolved.
     fn is_terminated(&self) -> bool {
         self.waiter.has_resolved()
     }

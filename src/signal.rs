@@ -10,21 +10,23 @@ use pin_project_lite::pin_project;
 ///
 /// The signal resolves in these cases:
 ///
-/// - A caller starts the shutdown, for example with [`Registry::shutdown`](crate::Registry::shutdown).
+/// - The program calls a method that starts the shutdown, for example [`Registry::shutdown`](crate::Registry::shutdown).
 /// - The registry's last handle is dropped.
-/// - The registry is a [child](crate::Registry::child), and the shutdown of its parent starts. If the shutdown of the parent
-///   has started before the child is created, the child's signal is triggered from the start.
+/// - The registry is a [child](crate::Registry::child), and the shutdown of its parent starts. If the parent is already
+///   draining when the child is created, the child's signal is triggered from the start.
 /// - A [critical](crate::Registry::critical) task is lost.
-/// - A task fails or panics, and an option of the registry starts the shutdown in this case.
+/// - A task fails or panics, and the option [`shutdown_on_failure`](crate::RegistryBuilder::shutdown_on_failure) or
+///   [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) is set.
 ///
 /// A shutdown signal does not keep its registry open, and the drain does not wait for signals.
 ///
-/// `futures::select!` accepts a signal in a loop, because the signal implements [`FusedFuture`]. After the signal has resolved,
-/// the next iterations of the loop skip the signal's branch. In `tokio::select!`, the branch needs a precondition (`, if …`),
-/// because each further poll of the resolved signal returns `Ready` again.
+/// A loop can pass the same signal to `futures::select!` in each iteration, because the signal implements [`FusedFuture`].
+/// After the signal has resolved, `futures::select!` skips its branch. `tokio::select!` does not skip the branch: each poll of
+/// the resolved signal returns `Ready` again. In a loop, this branch therefore needs a precondition (`, if …`).
 ///
-/// Cloning a signal writes no memory that other threads use. The first poll of a signal registers a waker in a list that
-/// belongs to the polling thread. Dropping the signal removes the waker. Each clone of a signal registers its own waker.
+/// Signals are cheap, because threads rarely write to the same memory. Cloning a signal writes no memory that other threads
+/// use. The first poll of a signal stores a waker in a list in the polling thread's shard. The drop of the signal removes the
+/// waker. Each clone stores its own waker.
 ///
 /// # Cancel safety
 ///
@@ -51,11 +53,14 @@ use pin_project_lite::pin_project;
 /// ```
 pub struct ShutdownSignal {
     state: &'static RegistryState,
-    /// While this signal's registry is open, the phase (a counter) of the state has this value, which is even. If the state has a
-    /// different phase, the signal is triggered.
+    /// The phase that the state has while this signal's registry is open. A state serves several registries, one after the other,
+    /// and its phase only grows. The phase is even while a registry is open. The start of the shutdown adds one, so the phase is
+    /// then odd. The next registry that uses the state begins with the next even number. The signal is triggered if the state's
+    /// current phase differs from this field.
     ///
-    /// After this signal has resolved, the field contains the even value minus one, which is odd. Only an earlier registry can have
-    /// used the state with this odd phase. All later phases of the state are different, so the signal stays triggered.
+    /// When this signal resolves, it subtracts one from this field, so the field is then odd. The state had this odd phase, if at
+    /// all, before this signal's registry used the state. The phase only grows, so the state never has this phase again. Therefore
+    /// the signal stays triggered.
     phase: usize,
     waiting: Option<(&'static WaitList, Key)>,
 }
@@ -71,8 +76,8 @@ impl ShutdownSignal {
         self.state.phase() != self.phase
     }
 
-    /// Runs `future` until `future` finishes or the shutdown starts. Returns `None` if the shutdown started before `future`
-    /// finished.
+    /// Runs `future` until `future` finishes or the shutdown starts. The result is the output of `future`, or `None` if the
+    /// shutdown started first.
     ///
     /// Each poll of the returned future first polls `future`, and then checks the signal. If `future` is ready, the result is its
     /// output, even if the shutdown has started. If the shutdown has started and `future` is not ready, the result is `None`, and
@@ -80,13 +85,13 @@ impl ShutdownSignal {
     ///
     /// This method is similar to `run_until_cancelled` of tokio-util's `CancellationToken`, with one difference. If the shutdown
     /// has started before the call, `run_until_shutdown` still polls `future` one time. `run_until_cancelled` does not poll its
-    /// future in this case. If a task starts during the drain, it can therefore still do work that does not wait. To skip this
-    /// work, check [`is_triggered`](Self::is_triggered) first.
+    /// future in this case. A task that starts during the drain can therefore still do work that is ready at its first poll. To
+    /// skip this work, check [`is_triggered`](Self::is_triggered) first.
     ///
-    /// If a loop calls this method with a future that is always ready, such as `accept` under load, the method never returns
-    /// `None`. To stop at the shutdown, such a loop must also check [`is_triggered`](Self::is_triggered) in each iteration.
+    /// If a loop calls this method with a future that is always ready, such as `accept` under load, the result is never `None`. To
+    /// stop at the shutdown, such a loop must also check [`is_triggered`](Self::is_triggered) in each iteration.
     ///
-    /// With the feature `std`, a wait allocates memory only if the list of wakers must grow.
+    /// The returned future stores its waker in a list. It allocates memory only if this list must grow.
     ///
     /// # Cancel safety
     ///
@@ -123,8 +128,8 @@ impl ShutdownSignal {
         if let Some((list, key)) = waiting {
             return list.update(*key, cx.waker(), is_live);
         }
-        // The list belongs to the shard of the polling thread, not of the thread that cloned the signal. Therefore the poll
-        // writes only cache lines of the polling thread (invariant H2).
+        // This list belongs to the shard of the polling thread, and not to the shard of the thread that cloned the signal.
+        // Therefore the poll writes only cache lines of the polling thread's shard (invariant H2).
         let list = state.signals();
         *waiting = list.insert(cx.waker(), || state.signal_margin(), is_live).map(|key| (list, key));
         if waiting.is_some() { Poll::Pending } else { Poll::Ready(()) }

@@ -1,4 +1,4 @@
-//! Contains the data structures of a registry's state. These data structures do not depend on the registry, so a loom model can
+//! Contains the data structures that a registry's state consists of. They do not depend on the registry, so a loom model can
 //! test each of them separately.
 
 pub(crate) mod child_list;

@@ -1,7 +1,7 @@
-//! Defines the futures and guards that keep a task counted as in flight.
+//! Defines the futures and guards that count as in flight.
 //!
-//! When a task ends, its future or guard first drops all values of the task. After this drop, the task stops counting as in
-//! flight.
+//! Each of them contains a token. When a task ends, its future first drops all values of the task, and then releases the token.
+//! After that, the task no longer counts as in flight.
 
 use crate::platform::{Payload, catch, drop_quietly, ignore_panic, panicking_thread, resume};
 use crate::report::TaskOutput;
@@ -13,9 +13,9 @@ use core::{fmt, mem};
 use pin_project_lite::pin_project;
 
 pin_project! {
-    /// Contains the future of a task and its token, which proves that the task is counted. After the future has been dropped, this
-    /// enum contains nothing. The compiler stores the variant `Dropped` in a niche of the token, so the enum needs no memory for a
-    /// discriminant.
+    /// Contains the future of a task and the task's token, which proves that the task is counted. After the future has been
+    /// dropped, this enum contains nothing. The enum needs no memory for a discriminant, because the compiler represents the
+    /// variant `Dropped` by a bit pattern that no token has.
     #[project = WorkProjection]
     enum Work<F> {
         Live { #[pin] future: F, token: Token },
@@ -31,8 +31,8 @@ impl<F> Work<F> {
 
     /// Returns the token, or `None` if the future has been dropped.
     ///
-    /// This function uses the pin projection, because a shared reference to the whole enum would alias data that the future
-    /// borrows from itself.
+    /// This function uses the pin projection. A shared reference to the whole enum would alias data that the future borrows from
+    /// itself.
     fn token(self: Pin<&mut Self>) -> Option<Token> {
         match self.project() {
             WorkProjection::Live { token, .. } => Some(*token),
@@ -40,8 +40,8 @@ impl<F> Work<F> {
         }
     }
 
-    /// Drops a future that has not finished. Returns `None` if the future was dropped earlier. If the result contains a token, the
-    /// caller must release this token, because it still counts the task as in flight (invariants S2 and S5).
+    /// Drops a future that has not finished. Returns `None` if the future was dropped earlier. Otherwise the caller must release
+    /// the returned token, because the task still counts as in flight (invariants S2 and S5).
     ///
     /// If the future's destructor panics, the result contains the payload of this panic.
     fn drop_unfinished(
@@ -106,15 +106,14 @@ pub(crate) trait OutputReceiver<T> {
     /// The result of a task that has ended: its output or its loss, in the form that the receiver needs.
     type End;
 
-    /// Converts the output of the task to an `End`, and returns it with the task's loss. The loss is `None` if the task
-    /// completed.
+    /// Converts the output of the task to an `End`. Also returns the task's loss, or `None` if the task completed.
     fn completed(token: Token, output: T) -> (Option<UnreportedLoss>, Self::End);
 
     /// Converts the loss of a task that has no output to an `End`. If the task panicked, `payload` contains the payload of the
     /// panic.
     fn lost(loss: &UnreportedLoss, payload: Option<Payload>) -> Self::End;
 
-    /// Stops counting the task as in flight. If the task has a handle, passes the result of the task to the handle.
+    /// Stops counting the task as in flight. If the task has a handle, passes `end` to the handle.
     fn release(&mut self, token: Token, loss: Option<UnreportedLoss>, end: Self::End);
 
     /// Returns whether the receiver has aborted the task.
@@ -166,8 +165,8 @@ impl<T: TaskOutput> OutputReceiver<T> for NoReceiver {
 }
 
 pin_project! {
-    /// A registry passes this future to its spawner. The future catches all panics of the task (invariant S6), and counts the
-    /// task's outcome (invariant S5).
+    /// The future that a registry passes to its spawner. It catches all panics of the task (invariant S6), and counts the task's
+    /// outcome (invariant S5).
     pub(crate) struct Task<F, R>
     where
         F: Future,
@@ -219,8 +218,8 @@ impl<F: Future, R: OutputReceiver<F::Output>> Future for Task<F, R> {
         let release = |token, loss, end| receiver.release(token, loss, end);
         let polled = work.as_mut().poll(cx, R::completed, panic, release);
         if polled.is_pending() {
-            // An inspected task stores its waker in its slot, because all aborts of an inspected task use the slot, even aborts
-            // by its handle.
+            // An inspected task stores its waker in its slot. All aborts of an inspected task use the slot, even the aborts by its
+            // handle.
             match slot {
                 Some(slot) if slot.is_abortable() => ignore_panic(|| slot.store_waker(cx.waker())),
                 _ => ignore_panic(|| receiver.store_waker(cx.waker())),
@@ -235,11 +234,11 @@ impl<F: Future, R: OutputReceiver<F::Output>> Future for Task<F, R> {
 }
 
 impl<F: Future, R: OutputReceiver<F::Output>> Task<F, R> {
-    /// Runs the task of a blocking closure. If the task was aborted, does not call the closure. The task's future calls the
-    /// closure, and finishes in its first poll.
+    /// Runs the task of a blocking closure. The task's future calls the closure, and finishes in its first poll. If the task was
+    /// aborted, the closure is not called.
     pub(crate) fn run(self) {
         let mut task = pin!(self);
-        // After this call, an abort reports that the closure cannot be aborted (invariant L3). If an abort came before this call,
+        // After `disable_abort`, an abort reports that the closure cannot be aborted (invariant L3). If an abort came earlier,
         // `poll` drops the closure.
         if let Some(slot) = task.as_mut().project().work.token().and_then(|token| token.slot()) {
             slot.disable_abort();
@@ -253,16 +252,17 @@ pin_project! {
     /// Wraps a future, and counts it as in flight until it finishes or is dropped; see
     /// [`Registry::track`](crate::Registry::track).
     ///
-    /// When the inner future finishes, `Tracked` first drops it, and then stops counting it as in flight. Because of this order,
-    /// a waiter for the drain resumes only after all destructors of the inner future have finished. A `Tracked` is two machine
-    /// words larger than its inner future.
+    /// When the inner future finishes, `Tracked` first drops this future, and then stops counting it as in flight. Therefore the
+    /// drain ends only after all destructors of the inner future have finished. A `Tracked` is two machine words larger than its
+    /// inner future.
     ///
     /// # Panics
     ///
-    /// If the inner future panics, `Tracked` counts the panic, and then `poll` panics with the same payload. If the destructor of
-    /// the inner future panics while a `Tracked` is dropped, the drop panics with the same payload. If the thread is already
-    /// panicking, the drop does not panic. A poll also panics if the `Tracked` has already returned `Ready` or has already
-    /// panicked.
+    /// If the inner future panics, `Tracked` counts the panic, and then `poll` panics with the same payload. If a `Tracked` is
+    /// dropped and the destructor of its inner future panics, the drop panics with the same payload. There is one exception: the
+    /// drop does not panic if the thread is already panicking.
+    ///
+    /// A poll also panics if the `Tracked` has already returned `Ready` or has already panicked.
     #[must_use = "futures do nothing unless polled, and an unfinished one that is dropped counts as abandoned"]
     pub struct Tracked<F> {
         #[pin]
@@ -319,12 +319,12 @@ fn fmt_guard(token: Token, f: &mut fmt::Formatter<'_>, name: &str) -> fmt::Resul
 
 /// Counts a piece of work as in flight until the guard is dropped; see [`Registry::guard`](crate::Registry::guard).
 ///
-/// When the guard is dropped, the work counts as completed, even if the owner of the guard was dropped or aborted. If the work
-/// must not count as completed in this case, call [`require_completion`](Self::require_completion).
+/// When the guard is dropped, the work counts as completed. This is true even if the guard is dropped early, because its owner was
+/// dropped or aborted. If such work must count as abandoned instead, call [`require_completion`](Self::require_completion).
 ///
-/// With the feature `std`, the work counts as panicked if the guard is dropped while its thread is panicking. If the thread was
-/// already panicking when the guard was taken, this panic does not count; the mutexes of `std` have the same rule. Therefore,
-/// if a destructor takes and drops a guard during a panic, the work of this guard counts as completed.
+/// With the feature `std`, the work counts as panicked if the guard is dropped while its thread is panicking. There is one
+/// exception: if the thread was already panicking when the guard was taken, the work counts as completed. For example, a destructor
+/// can take and drop a guard during a panic. (The mutexes of `std` have the same rule for poisoning.)
 #[must_use = "a guard that is dropped immediately guards nothing"]
 pub struct Guard(Token);
 
@@ -335,7 +335,7 @@ impl Guard {
     }
 
     /// Returns a guard whose work counts as completed only if [`complete`](CompletionGuard::complete) is called. If the guard is
-    /// dropped without this call, the work counts as abandoned, or as panicked if a panic drops the guard.
+    /// dropped without this call, the work counts as abandoned. If a panic drops the guard, the work counts as panicked.
     ///
     /// Call this method if the owner of the guard can be dropped before the work is done. For example, the owner can be a future,
     /// and a `select!` or an abort can drop the future.
@@ -385,8 +385,8 @@ impl fmt::Debug for Guard {
 /// Counts a piece of work as in flight until [`complete`](Self::complete) is called or the guard is dropped.
 /// [`Guard::require_completion`] returns this guard.
 ///
-/// If the guard is dropped, the work counts as abandoned. If a panic drops the guard, the work counts as panicked under the same
-/// conditions as for a [`Guard`].
+/// If the guard is dropped, the work counts as abandoned. If a panic drops the guard, the work counts as panicked, unless the
+/// thread was already panicking when the guard was taken.
 #[must_use = "work whose guard is dropped counts as abandoned"]
 pub struct CompletionGuard(Token);
 

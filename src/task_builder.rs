@@ -16,7 +16,8 @@ use futures_util::future::lazy;
 /// [`Registry::critical`](crate::Registry::critical), [`Registry::without_permit`](crate::Registry::without_permit) and
 /// [`Registry::follow_up`](crate::Registry::follow_up) return a builder on which one option is already set.
 ///
-/// For the most common ways to start a task, [`Registry`](crate::Registry) has methods with the same names as this type.
+/// For the most common ways to start a task, [`Registry`](crate::Registry) has methods with the same names as the methods of
+/// this type.
 #[must_use = "a task builder starts nothing until one of its `run` or `spawn` methods is called"]
 pub struct TaskBuilder<'a, S> {
     state: &'static RegistryState,
@@ -49,10 +50,10 @@ impl<'a, S> TaskBuilder<'a, S> {
 
     /// Sets the call site that is reported for the task. Default: the location of the call that starts the task.
     ///
-    /// If a library starts tasks for its caller, the library usually does not need this method: if its function has the attribute
-    /// `#[track_caller]`, the reported call site is the caller of this function. Use `location` if the function starts the task
-    /// through other code, such as a closure or an async function. In this case, the function calls [`Location::caller`] and passes
-    /// the result to `location`.
+    /// A library that starts tasks for its callers usually does not need this method. If its function has the attribute
+    /// `#[track_caller]`, the reported call site is the caller of this function. Use `location` if the function starts the task in
+    /// a closure or in an async function, where `#[track_caller]` has no effect. In this case, the function calls
+    /// [`Location::caller`] first, and passes the result to `location`.
     pub fn location(self, location: &'static Location<'static>) -> Self {
         Self { location: Some(location), ..self }
     }
@@ -67,7 +68,7 @@ impl<'a, S> TaskBuilder<'a, S> {
         Self { without_permit: true, ..self }
     }
 
-    /// Marks the task as a follow-up, which can wait for a permit while the registry drains; see
+    /// Marks the task as a follow-up, so that it can wait for a permit while the registry drains; see
     /// [`Registry::follow_up`](crate::Registry::follow_up).
     pub fn follow_up(self) -> Self {
         Self { follow_up: true, ..self }
@@ -89,8 +90,8 @@ impl<'a, S> TaskBuilder<'a, S> {
         RegistryHandle::child(self.state, &info, limit)
     }
 
-    /// Counts a piece of work as in flight (invariant S1), and returns the work together with its token. If the registry rejects
-    /// the work, the error contains the work.
+    /// Counts a piece of work as in flight (invariant S1), and returns the work together with its token: the proof that the work is
+    /// counted. If the registry rejects the work, the error contains the work.
     #[track_caller]
     #[expect(clippy::inline_always, reason = "measured: without a name, the inlined checks save a third of the cost of a token")]
     #[inline(always)]
@@ -120,8 +121,8 @@ impl<'a, S> TaskBuilder<'a, S> {
         Ok(Guard::new(token))
     }
 
-    /// Starts the supervising task of a service. The closure `supervise` returns the future of this task, and `spawn` passes the
-    /// task to an executor.
+    /// Starts the supervising task of a service. The closure `supervise` must return the future of this task, and the closure
+    /// `spawn` must pass the task to an executor.
     #[track_caller]
     fn supervise<M, U: Future<Output: TaskOutput>>(
         self,
@@ -189,8 +190,8 @@ impl<'a, S: Spawner> TaskBuilder<'a, S> {
     /// Starts a task as soon as the [limit](crate::RegistryBuilder::max_in_flight) allows one more task. The returned future
     /// resolves to the task's handle.
     ///
-    /// In all other respects, this method is the same as [`run_when_ready`](crate::Registry::run_when_ready). The docs of
-    /// `run_when_ready` also describe the panics, the cancel safety and the deadlocks of this method.
+    /// In all other respects, this method is the same as [`run_when_ready`](crate::Registry::run_when_ready). For its panics, its
+    /// cancel safety and its deadlocks, see the docs of `run_when_ready`.
     ///
     /// # Errors
     ///
@@ -382,8 +383,8 @@ impl<S> fmt::Debug for TaskBuilder<'_, S> {
     }
 }
 
-/// Waits for a permit, and then starts a task. [`Registry::run_when_ready`](crate::Registry::run_when_ready) returns this future
-/// with the output `()`. [`TaskBuilder::spawn_when_ready`] returns this future with the task's [`JoinHandle`] as output.
+/// Waits for a permit, and then starts a task. [`Registry::run_when_ready`](crate::Registry::run_when_ready) and
+/// [`TaskBuilder::spawn_when_ready`] return this future. On success, it resolves to `()` or to the task's [`JoinHandle`].
 #[must_use = "futures do nothing unless polled"]
 pub struct StartWhenReady<'a, S, F, H = ()> {
     task: TaskBuilder<'a, S>,

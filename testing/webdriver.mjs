@@ -39,7 +39,7 @@ export async function matchLines(output, ...patterns) {
   return matches;
 }
 
-/// Returns the page's width, and the contrast of each text (https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio).
+/// A script that returns the page's width, and the contrast of each text (https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio).
 const CONTRASTS = `
   const parts = (color) => color.match(/[\\d.]+/g).map(Number);
   const luminance = (color) => {
@@ -118,13 +118,14 @@ export class Browser {
     return this.command("POST", "/back", {});
   }
 
-  /// Clicks the element that a script returns, as a user does: it fails if another element covers it.
+  /// Clicks the element that a script returns. The click fails if another element covers the element, because a user could not
+  /// click it.
   async click(script) {
     const element = await this.run(`return ${script}`);
     await this.command("POST", `/element/${Object.values(element)[0]}/click`, {});
   }
 
-  /// Returns the text of the element with this ID, or an empty text if it is not visible.
+  /// Returns the text of the element with this ID, or an empty text if the element is not visible.
   text(id) {
     return this.run("const it = document.getElementById(arguments[0]); return it?.checkVisibility() ? it.innerText : ''", id);
   }
@@ -154,8 +155,8 @@ export class Browser {
     return this.devtools("Emulation.setEmulatedMedia", { features: [{ name: "prefers-color-scheme", value }] });
   }
 
-  /// Shows the page with this colour scheme and width. Asserts that it fits the window and that each text has enough contrast.
-  /// Returns the texts with their contrasts.
+  /// Shows the page with this colour scheme and width. Asserts that the page is not wider than the window, and that each text has
+  /// enough contrast. Returns the texts with their contrasts.
   async checkContrast(scheme, width) {
     await this.prefer(scheme);
     await this.resize(width, 800);

@@ -19,8 +19,8 @@ pub(crate) enum Outcome {
     Dropped,
 }
 
-/// Runs a handler and sends the outcome to the consumer. Then waits until the consumer has acknowledged, released or dead-lettered the
-/// message, or cannot do so.
+/// Runs a handler and sends the outcome to the consumer. Then waits for the result of the task, which the consumer sends back. If the
+/// message must be acknowledged or moved to the dead-letter queue, the consumer does this before it sends the result.
 pub(crate) async fn attempt<F, E, T>(
     work: F,
     timer: T,

@@ -1,8 +1,8 @@
 //! Tests implementations of [`Source`](crate::Source).
 //!
-//! [`source`] calls the methods of a source one by one. [`processes()`] starts worker processes that handle the messages of the source.
-//! [`processes()`] kills, freezes and stops these workers. It then checks that no message was lost, and that no message was repeated
-//! without a reason. If the source breaks a promise, each function returns the first broken promise.
+//! [`source`] calls the methods of a source in one process. [`processes()`] starts worker processes that handle the messages of the source,
+//! and kills, freezes and stops these processes. It then checks that no message was lost, and that no message was repeated without a
+//! reason. Both functions return the first promise that the source breaks.
 //!
 //! ```
 //! use background_tasks_consumer::{MemoryQueue, conformance};

@@ -43,17 +43,18 @@ impl<S: Source> Consumer<S> {
 
     /// Sets the number of attempts after which a message is dead. Default: 20. Minimum: 1.
     ///
-    /// If the broker delivers a message again after the last attempt, no handler runs. The consumer moves the message to the dead-letter
-    /// queue, and reports this by a failed task with the name of the handler's tasks.
+    /// The broker can deliver a message again after its last attempt, for example if the process died. No handler runs then. The consumer
+    /// moves the message to the dead-letter queue, and reports this as a failed task. The task has the name that the program has passed to
+    /// [`serve`](Self::serve).
     ///
-    /// The default is high because most brokers count each delivery as an attempt. The following deliveries count although the handler has
-    /// not failed. If `attempts` is small, these deliveries can make a message dead:
+    /// Most brokers count each delivery as an attempt, even if the handler has not failed. If `attempts` is small, such deliveries alone
+    /// can make a message dead. The default is therefore high. These deliveries count although the handler has not failed:
     ///
     /// - The process was killed, or the lease of the message expired. This can happen before the handler starts.
     /// - The registry aborted the handler when the grace period expired.
-    /// - A shutdown released the message before its handler started. The consumer does not do this at the last attempt: during the drain,
-    ///   it still handles messages at their last attempt. Messages that RabbitMQ has sent in advance are an exception: the shutdown
-    ///   releases these messages. Classic queues count this release as an attempt, and so do quorum queues before RabbitMQ 4.3.
+    /// - A shutdown released the message before its handler started. At the last attempt, the consumer does not release the message, but
+    ///   handles it during the drain. Messages that RabbitMQ has sent in advance are an exception, because a shutdown releases all of them.
+    ///   Classic queues count this release as an attempt, and so do quorum queues before RabbitMQ 4.3.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.options.max_attempts = attempts.max(1);
         self
@@ -85,22 +86,25 @@ impl<S: Source> Consumer<S> {
     /// # Outcomes
     ///
     /// If the handler completes, the consumer acknowledges the message. The task ends when the broker has confirmed the acknowledgement.
-    /// (RabbitMQ confirms acknowledgements only during the drain.) If the acknowledgement fails, the consumer repeats the acknowledgement
-    /// until the lease expires. On a source without a lease, it repeats the acknowledgement for 10 seconds. If no acknowledgement succeeds,
-    /// or if the receipt is void (no longer valid), the task counts as failed. The text of the failure starts with
-    /// `done, but not acknowledged`, and the message may be handled again.
+    /// (RabbitMQ confirms acknowledgements only during the drain.) If the acknowledgement fails, the consumer repeats it until the lease
+    /// expires, or for 10 seconds on a source without a lease.
+    ///
+    /// If no acknowledgement succeeds, the task counts as failed, and the message may be handled again. The consumer stops earlier if the
+    /// source reports that the receipt is [void](Source::is_void) (no longer valid). In both cases, the text of the failure starts with
+    /// `done, but not acknowledged`.
     ///
     /// If the handler fails, panics or exceeds its [time limit](Self::timeout), the task counts as failed or panicked. The consumer retries
     /// the message after a [backoff](Self::backoff). After [`max_attempts`](Self::max_attempts) attempts, or after a
     /// [`Failure::dead`](crate::Failure::dead), the consumer moves the message to the dead-letter queue. If it cannot move the message, the
-    /// message returns to its queue when the lease expires. On a source without a lease, the message returns after a backoff. If a task is
-    /// aborted before shutdown starts, the attempt counts as failed.
+    /// message returns to its queue: when the lease expires or, on a source without a lease, after a backoff.
+    ///
+    /// If [`Registry::abort`] aborts a task before shutdown starts, the attempt counts as failed.
     ///
     /// # Leases
     ///
-    /// The consumer extends the lease of each message while its handler runs, so handlers may run longer than the lease. Another task
-    /// extends the leases, so a handler may block its thread if the executor has another free thread. If the consumer cannot extend a lease
-    /// in time, another consumer can receive the message, and both handlers run.
+    /// The consumer extends the lease of each message while its handler runs, so handlers may run longer than the lease. The consumer's own
+    /// task extends the leases. A handler may therefore block its thread, as long as the executor has another free thread. If the consumer
+    /// cannot extend a lease in time, another consumer can receive the message, and the message is handled twice.
     ///
     /// # Shutdown
     ///
@@ -109,30 +113,36 @@ impl<S: Source> Consumer<S> {
     /// leases. If [`Registry::abort`] aborts handlers, the consumer releases their messages. Only a registry with
     /// [inspection](background_tasks::RegistryBuilder::inspect) can abort handlers.
     ///
-    /// The registry has drained when each message is acknowledged, released or dead, or when its lease has expired. On a source without a
-    /// lease, the consumer repeats a failed call for 10 seconds. The message then returns to its queue when the connection closes. The
-    /// drain also waits for a `receive` in progress, for at most one lease or, without a lease, 10 seconds. It waits for the return of
-    /// messages that the broker sent in advance, for at most 10 seconds.
+    /// The drain ends when each message is acknowledged, released or dead, or its lease has expired. On a source without a lease, the
+    /// consumer repeats a failed call for 10 seconds. If no call succeeds, the message returns to its queue when the connection closes.
+    ///
+    /// The drain also waits for a `receive` in progress, for at most one lease or, without a lease, 10 seconds. The consumer then returns
+    /// the messages that the broker sent in advance. The drain waits for this call for at most 10 seconds.
     ///
     /// # Tasks in flight
     ///
     /// The consumer is a task with the name `consumer`. The task is in flight until shutdown has started and no message is in progress. It
-    /// takes [no permit](Registry::without_permit), and it cannot be aborted. If the registry has a
-    /// [limit](background_tasks::RegistryBuilder::max_in_flight), messages wait for a permit, and the consumer extends their leases. If the
-    /// source panics, the shutdown starts, because the consumer is [critical](Registry::critical). The consumer owns a handle of the
-    /// registry. The shutdown therefore does not start when the program drops its last handle.
+    /// takes [no permit](Registry::without_permit), and it cannot be aborted. If the source panics, the shutdown starts, because the
+    /// consumer is [critical](Registry::critical).
+    ///
+    /// If the registry has a [limit](background_tasks::RegistryBuilder::max_in_flight), each message waits for a permit before its handler
+    /// starts. While it waits, the consumer extends its lease.
+    ///
+    /// The consumer owns a handle of the registry. The shutdown therefore does not start when the program drops its last handle.
+    ///
+    /// # Outages of the broker
     ///
     /// If `receive` fails, the consumer calls it again after 100 milliseconds. This pause doubles with each failure, up to 5 seconds. The
-    /// consumer reports the first failure of an outage to the registry's observers, as a failed task named `consumer`. It also reports each
-    /// message that it cannot release, and a failure to return messages that the broker sent in advance.
+    /// consumer reports the first failure of an outage to the registry's observers, as a failed task named `consumer`. In the same way, it
+    /// reports each message that it cannot release. It also reports if it cannot return the messages that the broker sent in advance.
     ///
     /// # Errors
     ///
-    /// Returns the reason if the registry rejects the consumer because it has drained.
+    /// Returns an error if the registry has drained and therefore rejects the consumer.
     ///
     /// # Panics
     ///
-    /// Panics if the registry's spawner panics, as tokio's does outside its runtime.
+    /// Panics if the registry's spawner panics. For example, `TokioSpawner` panics outside a tokio runtime.
     #[track_caller]
     pub fn serve<P, H, F, E>(self, registry: &Registry<P>, name: &'static str, handler: H) -> Result<(), RejectReason>
     where

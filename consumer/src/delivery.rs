@@ -46,7 +46,7 @@ impl Delivery {
 
     /// Returns the ID of the message, which is the same at every attempt. Use it as an idempotency key.
     ///
-    /// RabbitMQ assigns no ID. The ID is the property `message_id`, or empty if the sender has not set this property.
+    /// RabbitMQ assigns no ID. With RabbitMQ, the ID is the property `message_id`, which the sender must set. Otherwise the ID is empty.
     pub fn id(&self) -> &str {
         &self.0.id
     }
@@ -56,14 +56,15 @@ impl Delivery {
         &self.0.payload
     }
 
-    /// Returns the number of this attempt, which the source calculates from the broker's count of deliveries. The first attempt is 1.
+    /// Returns the number of this attempt. The first attempt is 1. The source calculates the number from the broker's count of deliveries.
     pub fn attempt(&self) -> u32 {
         self.0.attempt
     }
 
     /// Returns the headers with text values, as pairs of name and value. A header with several values appears once for each value.
     ///
-    /// An OpenTelemetry propagator extracts the sender's context from the headers `traceparent` and `tracestate`.
+    /// If the sender uses OpenTelemetry, the headers `traceparent` and `tracestate` contain the context of its trace: see
+    /// [`recipes`](crate::recipes#tracing).
     pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.headers.iter().map(|(name, value)| (&**name, &**value))
     }

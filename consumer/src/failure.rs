@@ -2,11 +2,11 @@ use std::any::Any;
 use std::fmt;
 use std::time::Duration;
 
-/// An error with which a handler decides whether and when its message is retried.
+/// An error that a handler returns to decide whether and when its message is retried.
 ///
-/// A handler may return any error that implements `Display`. For an error of another type, the consumer does the same as for
-/// [`retry`](Self::retry). The operator `?` converts each `std::error::Error` to a `Failure`. At the [last
-/// attempt](crate::Consumer::max_attempts), any failure moves the message to the dead-letter queue.
+/// A handler may return any error that implements `Display`. An error of another type has the same effect as [`retry`](Self::retry). The
+/// operator `?` converts each `std::error::Error` to a `Failure`. At the [last attempt](crate::Consumer::max_attempts), any error moves the
+/// message to the dead-letter queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     text: String,
@@ -53,7 +53,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Converts any standard error to a failure by [`Failure::retry`].
+/// Converts any standard error to a failure with [`Failure::retry`].
 impl<E: std::error::Error> From<E> for Failure {
     fn from(error: E) -> Self {
         Self::retry(error)

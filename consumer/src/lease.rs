@@ -35,15 +35,15 @@ fn sleep<T: Timer>(timer: &T, duration: Duration) -> Sleep<T> {
 impl<T: Timer> Sleeps<T> {
     /// Starts the timers of a lease.
     ///
-    /// The lease is extended after a third of its length, so there is time to repeat a failed extension.
+    /// The consumer extends a lease when a third of its length has elapsed, so there is time to repeat a failed extension.
     fn start(timer: &T, length: Duration) -> Self {
         Self { extension: sleep(timer, length / 3), expiry: sleep(timer, length) }
     }
 }
 
 impl<'t, T: Timer> Lease<'t, T> {
-    /// Starts a lease. Call this function before `receive`. The broker starts the lease later, during `receive`, so the lease expires here
-    /// before it expires on the broker.
+    /// Starts a lease. The consumer must call this function before `receive`. The broker starts the lease later, during `receive`. The
+    /// timers of this process therefore expire before the lease expires on the broker.
     pub(crate) fn new(timer: &'t T, length: Option<Duration>) -> Self {
         Self { timer, length, sleeps: length.map(|length| Sleeps::start(timer, length)), is_expired: false }
     }

@@ -34,19 +34,20 @@
 //! The broker stores the messages and delivers them. A consumer of this crate receives the messages and calls the handler:
 //!
 //! - The consumer receives only as many messages as it can handle at the same time. [`Consumer::concurrency`] sets this number.
-//! - Each attempt to handle a message is a named task of the registry, which counts, observes and drains it. A panic is a failed attempt.
+//! - Each attempt to handle a message is a named task of the registry. The registry counts and observes the task, and its drain waits for
+//!   the task. If the handler panics, the attempt has failed.
 //! - The consumer extends the lease of a message while the handler runs.
-//! - The consumer acknowledges a message after its handler has completed. If the broker confirms acknowledgements, the consumer waits for
-//!   the confirmation.
+//! - The consumer acknowledges a message after its handler has completed. If the broker confirms acknowledgements, the task ends after the
+//!   confirmation.
 //! - The consumer retries failed messages after a [backoff](Consumer::backoff), and moves dead messages to the dead-letter queue.
 //! - When shutdown starts, the consumer receives no more messages, and running handlers continue. If the registry aborts handlers when the
 //!   grace period expires, their messages return to the queue immediately.
 //!
-//! The crate does not send messages or create queues. To do this, use the client library of the broker.
+//! To create queues and to send messages, use the client library of the broker.
 //!
-//! **Every message is handled at least once.** A process can die after the work and before the acknowledgement. The broker then delivers
-//! the message again, so handlers must be idempotent. [`Delivery::id`] is the same at every attempt. The crate promises no order, no
-//! priority and no deduplication.
+//! **Every message is handled at least once.** A process can die after a handler has done its work, and before the message is acknowledged.
+//! The broker then delivers the message again, so handlers must be idempotent. [`Delivery::id`] is the same at every attempt. The crate
+//! promises no order, no priority and no deduplication.
 //!
 //! # Sources
 //!

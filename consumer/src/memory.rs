@@ -7,9 +7,13 @@ use std::time::{Duration, Instant};
 
 /// A queue in the memory of this process, for tests and for development. All clones refer to the same queue.
 ///
-/// The messages are lost when the process exits. The queue behaves as a broker with leases. If a message is not acknowledged, released or
-/// dead when its lease expires, the queue delivers the message again. Each extension of a lease replaces the receipt. If a shutdown
-/// releases a message, the attempt does not count.
+/// The messages are lost when the process exits.
+///
+/// The queue behaves like a broker with leases. If a message is not acknowledged, released or dead when its lease expires, the queue
+/// delivers the message again. If a shutdown releases a message, the attempt does not count.
+///
+/// A consumer gets a receipt for each delivery, and acknowledges or releases the message with this receipt. If the consumer extends the
+/// lease, the queue replaces the receipt, and the previous receipt is no longer valid.
 ///
 /// # Examples
 ///
@@ -65,8 +69,8 @@ pub struct MemoryReceipt {
     generation: u64,
 }
 
-/// The error that a method returns if its receipt is not valid any more. This is the case if the message is acknowledged or dead, if it was
-/// delivered again, or if another call has replaced the receipt.
+/// The error of a call with a receipt that is no longer valid. A receipt becomes invalid if its message is acknowledged or dead, if the
+/// message is delivered again, or if another call replaces the receipt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReceiptVoid(());
 
@@ -77,7 +81,8 @@ impl MemoryQueue {
         Self::with_clock(lease, move || start.elapsed())
     }
 
-    /// Creates an empty queue that uses another clock, so that a test can control the time. `clock` returns the time since a fixed moment.
+    /// Creates an empty queue that uses the given clock, so that a test can control the time. `clock` must return the time since a fixed
+    /// moment.
     pub fn with_clock(lease: Duration, clock: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
         Self(Arc::new(Inner { lease, clock: Box::new(clock), state: Mutex::default() }))
     }
@@ -87,8 +92,8 @@ impl MemoryQueue {
         self.send_delivery(Delivery::new(payload));
     }
 
-    /// Adds a message with headers and an ID. If the ID is empty, the ID becomes the number of the message. The queue ignores the attempt
-    /// number of `delivery`.
+    /// Adds a message with headers and an ID. If the ID is empty, the queue uses the number of the message as the ID. It ignores the
+    /// attempt number of `delivery`.
     pub fn send_delivery(&self, delivery: Delivery) {
         let mut state = self.lock();
         state.last_key += 1;

@@ -25,9 +25,9 @@ pub enum Release {
 
 /// A queue of a broker, from which a [`Consumer`](crate::Consumer) receives messages.
 ///
-/// A delivery is a message that `receive` has returned. A consumer settles each delivery by one of three methods: [`ack`](Self::ack),
+/// A delivery is a message that `receive` has returned. A consumer settles each delivery with one of three methods: [`ack`](Self::ack),
 /// [`release`](Self::release) or [`dead_letter`](Self::dead_letter). A consumer can call methods for different deliveries simultaneously.
-/// For one delivery, it calls a method only when the last call has ended or its future was dropped.
+/// For one delivery, it makes one call at a time: it waits until the previous call has ended, or drops the future of that call.
 ///
 /// # For implementors
 ///
@@ -35,16 +35,17 @@ pub enum Release {
 ///
 /// - If a message is not settled, it becomes available again when its lease has expired or when its connection has closed. Until then,
 ///   no other consumer receives the message.
-/// - A method returns `Ok` only after the broker has confirmed the call. If a source only writes to a socket, its calls can be lost when
-///   the process exits. A source without a lease needs confirmations only after [`stop`](Self::stop), because the broker delivers the
-///   messages of a lost connection again.
+/// - A method returns `Ok` only after the broker has confirmed the call. Without the confirmation, the call can be lost when the process
+///   exits. A source without a lease must wait for confirmations only after [`stop`](Self::stop). If an earlier call is lost with its
+///   connection, the broker delivers the message again.
 /// - `receive` returns within about a second. If the queue is empty, it returns an empty vector. It returns at most `most` messages, and
-///   does not wait for more messages when it has one. If a call takes as long as the lease, the consumer ignores its messages.
+///   does not wait for more messages when it has one. If a call to `receive` takes as long as the lease, the consumer ignores the messages
+///   that it returns.
 /// - If a call fails, and [`is_void`](Self::is_void) returns `false` for the error, the consumer repeats the call. The source reconnects if
 ///   necessary.
 /// - If the future of a method other than `receive` is dropped, no message is lost. If a call that settles a message takes longer than a
-///   third of the lease, the consumer drops the future of the call and repeats the call, until the lease expires. Without a lease, a call
-///   can take up to 3.3 seconds, and the consumer stops its retries after 10 seconds.
+///   third of the lease, the consumer drops its future. It repeats the call until the lease expires. Without a lease, it drops the future
+///   after 3.3 seconds, and repeats the call for 10 seconds.
 pub trait Source: Send + Sync + 'static {
     /// Identifies one delivery of a message.
     type Receipt: Send + 'static;
@@ -62,14 +63,14 @@ pub trait Source: Send + Sync + 'static {
     ///
     /// # Cancel safety
     ///
-    /// This method need not be cancel safe. A consumer drops the future only in one case: the shutdown started one lease ago, and the
-    /// future has not resolved. Without a lease, this time is 10 seconds.
+    /// This method need not be cancel safe. A consumer drops the future only if it has not resolved one lease after the start of the
+    /// shutdown. Without a lease, the consumer drops it after 10 seconds.
     fn receive(&self, most: usize) -> impl Future<Output = Result<Vec<Message<Self::Receipt>>, Self::Error>> + Send;
 
     /// Deletes a message from the queue, because its handler has completed.
     fn ack(&self, receipt: &mut Self::Receipt) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
-    /// Extends the lease: it then expires one full lease after this call. This method may replace the receipt.
+    /// Extends the lease. The lease then expires when its full length has elapsed since this call. This method may replace the receipt.
     ///
     /// A consumer calls this method only if [`lease`](Self::lease) returns a duration.
     fn extend(&self, receipt: &mut Self::Receipt) -> impl Future<Output = Result<(), Self::Error>> + Send;
@@ -77,9 +78,10 @@ pub trait Source: Send + Sync + 'static {
     /// Returns a message to the queue.
     fn release(&self, receipt: &mut Self::Receipt, release: Release) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
-    /// Moves a message to the dead-letter queue. `reason` says why, for example by the error of the last attempt. If the broker cannot
-    /// move a message in one step, the method copies the message and then deletes it. If the broker has confirmed the copy, a repeated
-    /// call must not copy the message again.
+    /// Moves a message to the dead-letter queue. `reason` says why the message is dead, for example the error of the last attempt.
+    ///
+    /// If the broker cannot move a message in one step, this method must copy the message and then delete it. If the call is repeated after
+    /// the broker has confirmed the copy, this method must not copy the message again.
     fn dead_letter(
         &self,
         delivery: &Delivery,
@@ -87,8 +89,8 @@ pub trait Source: Send + Sync + 'static {
         reason: &str,
     ) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
-    /// Returns how long the consumer waits after a `receive` that returned no message. Default: zero. With zero, `receive` itself must wait
-    /// for messages.
+    /// Returns how long the consumer waits after a `receive` that returned no message. Default: zero. If the value is zero, `receive`
+    /// itself must wait for messages.
     fn poll_interval(&self) -> Duration {
         Duration::ZERO
     }
@@ -101,14 +103,14 @@ pub trait Source: Send + Sync + 'static {
         true
     }
 
-    /// Returns whether an error means that the receipt is void (no longer valid). If it does, the consumer does not repeat the call.
+    /// Returns whether an error means that the receipt is void (no longer valid). The consumer does not repeat a call with a void receipt.
     /// Default: `false`.
     fn is_void(&self, error: &Self::Error) -> bool {
         let _ = error;
         false
     }
 
-    /// Returns to the queue all messages that the broker has sent in advance. Default: does nothing.
+    /// Returns to the queue all messages that the broker has sent in advance, and that `receive` has not returned. Default: does nothing.
     ///
     /// A consumer calls this method one time during the shutdown, after its last `receive`. If the future has not resolved after 10
     /// seconds, the consumer drops the future and reports a failure. The consumer can still settle deliveries after this call.

@@ -1,8 +1,9 @@
 //! Contains the consumer's loop, which runs as one task. The registry cannot abort this task.
 //!
-//! The loop receives at most as many messages as the concurrency allows. For each message, it polls one future, which starts the handler
-//! as a task, extends the lease, and settles the message: it acknowledges, releases or dead-letters the message. After shutdown has
-//! started, the loop ends when each message is settled or its lease has expired. The registry drains after the loop has ended.
+//! The loop receives at most as many messages as the concurrency allows. For each message, it polls one future. This future starts the
+//! handler as a task, extends the lease, and settles the message. To settle a message means to acknowledge it, to release it, or to move it
+//! to the dead-letter queue. After shutdown has started, the loop ends when each message is settled or its lease has expired. The drain
+//! waits for the end of the loop.
 
 use crate::attempt::{Outcome, attempt};
 use crate::consumer::{CONSUMER, Options};
@@ -47,7 +48,8 @@ enum Settlement<'a> {
 /// The error of a delivery that the consumer could not settle.
 struct Unsettled {
     error: String,
-    /// `true` if the message still belongs to this consumer, and has no lease. The message then does not return to the queue automatically.
+    /// `true` if the message still belongs to this consumer, and has no lease. The message then returns to the queue only if the consumer
+    /// releases it, or when its connection closes.
     is_held: bool,
 }
 
@@ -70,9 +72,10 @@ where
         let mut messages = FuturesUnordered::new();
         let mut backoff = RECEIVE_BACKOFF.0;
         while !signal.is_triggered() {
-            // Removes all finished futures, so that the next `receive` can fill all their places.
+            // Removes all finished futures, so that the next `receive` can replace all their messages.
             while messages.next().now_or_never().flatten().is_some() {}
-            // Waits for a free place before `receive`. A message that waited for a place would use up its lease.
+            // Calls `receive` only when the handler of another message can start. If a message had to wait for this, its lease could expire
+            // before its handler starts.
             if messages.len() >= self.options.concurrency {
                 signal.run_until_shutdown(messages.next()).await;
                 continue;
@@ -139,7 +142,7 @@ where
             return self.release(&delivery, &mut receipt, &mut lease, Release::Shutdown).await;
         }
         if delivery.attempt() > max_attempts {
-            // The last attempt did not acknowledge the message, for example because its process died.
+            // The last attempt has not settled the message, for example because its process died.
             let reason = format!("not handled: {max_attempts} attempts have not settled message {:?}", delivery.id());
             let moved = self.settle(&delivery, &mut receipt, &mut lease, Settlement::DeadLetter(&reason)).await;
             let is_held = moved.as_ref().is_err_and(|error| error.is_held);
@@ -163,7 +166,8 @@ where
         let builder = self.registry.named(self.name).location(self.location);
         let task = if is_last { builder.follow_up() } else { builder }.run_when_ready(task);
         let outcome = async {
-            // If the task is rejected or aborted, its future is dropped, which drops the sender of the outcome.
+            // If the task is rejected or aborted, its future is dropped with the sender of the outcome. `outcome` then resolves to an
+            // error.
             let _ = task.await;
             outcome.await.unwrap_or(Outcome::Dropped)
         };
@@ -238,8 +242,8 @@ where
         }
     }
 
-    /// Settles a message: acknowledges, releases or dead-letters it. Repeats a failed call until the broker confirms the call, the receipt
-    /// is void (no longer valid), or the lease has expired.
+    /// Settles a message. Repeats a failed call until the broker confirms the call, the receipt is void (no longer valid), or the lease has
+    /// expired.
     async fn settle(
         &self,
         delivery: &Delivery,
@@ -247,13 +251,13 @@ where
         lease: &mut Lease<'_, P>,
         how: Settlement<'_>,
     ) -> Result<(), Unsettled> {
-        // After the lease has expired, another consumer may have the message. An acknowledgement is still useful, because the work is done.
-        // Only that consumer may make the other calls.
+        // After the lease has expired, another consumer may have the message. Only that consumer may then release the message or move it to
+        // the dead-letter queue. An acknowledgement is still useful, because the work is done.
         if lease.is_expired() && !matches!(how, Settlement::Ack) {
             return Err(Unsettled { error: "the lease has expired".into(), is_held: false });
         }
         let mut last_error = "the broker does not respond".into();
-        // If the response to a call is lost, this time limit leaves time to repeat the call before the lease expires.
+        // The time limit of one call. If the response to a call is lost, there is time to repeat the call before the lease expires.
         let limit = self.source.lease().unwrap_or(CALL_LIMIT) / 3;
         let calls = async {
             let mut pause = Duration::from_millis(50);

@@ -13,7 +13,7 @@ use std::panic::Location;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-/// A tick does not count as missed if its delay is at most this long. For example, a short outage of the store delays a tick.
+/// A tick that is at most this late does not count as missed. For example, a short outage of the store can make a tick late.
 const MAX_LATENESS: Duration = Duration::from_mins(5);
 
 /// The unique key of a tick is reserved for this period. If the period were not longer than `MAX_LATENESS`, a late process could enqueue
@@ -26,11 +26,11 @@ const MAX_SLEEP: Duration = Duration::from_secs(30);
 /// If the task cannot enqueue the job of a tick, it waits for this time and tries again.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// The task ignores missed ticks that are older than this.
+/// The task ignores missed ticks that are older than this duration.
 const MAX_MISSED: TimeDelta = TimeDelta::days(1);
 
-/// Determines for which missed ticks a job is enqueued late. A tick is missed if it was due while no process ran the schedule, or during a
-/// long outage of the store. See [`CronSchedule::missed`].
+/// Determines for which missed ticks a job is enqueued late. A tick is a time at which a schedule is due. A tick is missed in two cases: no
+/// process ran the schedule at this time, or an outage of the store delayed the tick by more than 5 minutes. See [`CronSchedule::missed`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MissedTicks {
@@ -45,9 +45,9 @@ pub enum MissedTicks {
 
 /// A schedule for [`Queue::cron`].
 ///
-/// The fields are seconds, minutes, hours, day of the month, month, day of the week and, optionally, the year. For example, `0 0 3 * * *`
-/// means every night at three. Days of the week must be names, such as `MON-FRI`. Numbers for days of the week are rejected, because the
-/// number 1 means Sunday in some programs and Monday in others.
+/// A schedule is a text with six or seven fields: seconds, minutes, hours, day of the month, month, day of the week and, optionally, the
+/// year. For example, `0 0 3 * * *` means every night at three. Days of the week must be names, such as `MON-FRI`. Numbers for days of the
+/// week are an error, because the number 1 means Sunday in some programs and Monday in others.
 #[derive(Clone)]
 #[must_use = "pass the schedule to `cron`"]
 pub struct CronSchedule {
@@ -69,8 +69,8 @@ impl CronSchedule {
 
     /// Sets the time zone of the fields. Default: UTC. The crate `chrono-tz` contains the time zones of the IANA database.
     ///
-    /// When the clocks of the zone are set forward, ticks at skipped times do not happen. When the clocks are set back, a time that exists
-    /// twice has two ticks.
+    /// When the clocks of the zone are set forward, some times do not exist, and ticks at these times do not happen. When the clocks are
+    /// set back, some times occur twice, and a tick at such a time happens twice.
     pub fn zone<Z>(mut self, zone: Z) -> Self
     where
         Z: TimeZone + fmt::Debug + Send + Sync + 'static,
@@ -80,8 +80,8 @@ impl CronSchedule {
         self
     }
 
-    /// Sets the policy for missed ticks. Default: [`MissedTicks::Last`]. Ticks that the policy skips are reported to the registry's
-    /// observers as a failed task ([`Error::MissedTicks`]).
+    /// Sets the policy for missed ticks. Default: [`MissedTicks::Last`]. If the policy skips ticks, the registry's observers receive a
+    /// failed task with [`Error::MissedTicks`].
     pub fn missed(mut self, missed: MissedTicks) -> Self {
         self.missed = missed;
         self
@@ -91,8 +91,8 @@ impl CronSchedule {
         let (text, fields) = (&self.text, self.text.split_whitespace().collect::<Vec<_>>());
         let invalid = |reason: &str| Error::Schedule(format!("{text:?}: {reason}"));
         let schedule: Schedule = text.parse().map_err(|error: cron::error::Error| {
-            // The parser's error contains the text, the position and, in its third line, a reason. If fields are missing, the reason is
-            // misleading, because most users omit the seconds, and the parser reads their minutes as seconds.
+            // The parser's error contains the text, the position and, in its third line, a reason. If fields are missing, this reason is
+            // misleading: most users omit the seconds, and the parser then reads the minutes as seconds.
             let error = error.to_string();
             let reason = error.lines().nth(2).filter(|_| fields.len() > 5);
             invalid(reason.unwrap_or("expected six fields, starting with seconds, or seven with a year"))
@@ -157,7 +157,7 @@ impl Ticks {
     }
 }
 
-/// Returns the missed ticks whose jobs are enqueued, and the number of ticks that are skipped.
+/// Returns the missed ticks whose jobs are enqueued late, and the number of ticks that are skipped.
 fn select_missed(mut ticks: Vec<DateTime<Utc>>, missed: MissedTicks) -> (Vec<DateTime<Utc>>, usize) {
     let kept = match missed {
         MissedTicks::All => ticks.len(),
@@ -178,12 +178,12 @@ impl<T: Serialize + Send + 'static> Queue<T> {
     /// create different jobs.
     ///
     /// The store contains the last tick of each schedule. When the task starts, it applies the policy of [`CronSchedule::missed`] to the
-    /// ticks that were missed after the stored tick. If no tick is stored yet, the task enqueues the job of the last tick in the previous 5
-    /// minutes. The policy has no effect on this job.
+    /// ticks that were missed after the stored tick. If no tick of this schedule is stored yet, the policy has no effect. The task then
+    /// enqueues a job for the last tick only, and only if this tick is at most 5 minutes old.
     ///
     /// During an outage of the store, the task retries the current tick for up to a day. The task reports the outage to the registry's
-    /// observers as one failed task. After the outage, each later tick that is more than 5 minutes late counts as missed. If `job` panics,
-    /// its tick is skipped and reported as a panicked task.
+    /// observers as one failed task. Other ticks may become due during the outage. If they are more than 5 minutes late when the outage
+    /// ends, they count as missed. If `job` panics, the tick is skipped, and the observers receive a panicked task.
     ///
     /// # Examples
     ///
@@ -281,8 +281,8 @@ impl<T: Serialize + Send + 'static> Queue<T> {
                             }
                             break;
                         }
-                        // If the tick cannot be stored, the tick counts as missed when the task starts again. The unique key of the tick
-                        // prevents a second job during `KEY_PERIOD`.
+                        // If the tick cannot be stored, the tick counts as missed when the task starts again. If the task starts again
+                        // within `KEY_PERIOD`, the unique key of the tick prevents a second job.
                         let _ = remember(Some(tick)).await;
                     }
                     // If the clock was set back, the search for the next tick starts at the new time.

@@ -13,10 +13,12 @@ use std::sync::Arc;
 
 /// A handle to a store of jobs, which is a SQLite file or a Postgres database. All clones of a handle use the same store.
 ///
-/// Create the handle within a tokio runtime, because the database driver needs one. The handle keeps a reference to this runtime, so any
-/// executor can poll the futures of the handle. Drop the handle before you drop the runtime, because the driver panics after the runtime
-/// has shut down. Jobs run on the executor of their registry. If the registry's spawner uses the runtime of the current context, jobs run
-/// on the runtime of the handle.
+/// Create the handle within a tokio runtime, because the database driver needs one. The handle keeps a reference to this runtime. Any
+/// executor can therefore poll the futures of the handle and of its queues. Drop the handle before you drop the runtime, because the driver
+/// panics after the runtime has shut down.
+///
+/// Jobs run on the executor of the registry that was passed to [`serve`](crate::Queue::serve). A spawner such as `TokioSpawner` spawns on
+/// the current tokio runtime. With such a spawner, jobs run on the runtime of the handle.
 #[derive(Clone)]
 pub struct Durable {
     pub(crate) engine: Arc<Engine>,
@@ -32,8 +34,8 @@ impl Durable {
     ///
     /// # Errors
     ///
-    /// Returns the errors of `Durable::sqlite` or `Durable::postgres`. Returns [`Error::Address`] for any other address, or if the feature
-    /// of the store is disabled.
+    /// Returns the errors of `Durable::sqlite` or `Durable::postgres`. Returns [`Error::Address`] for any other address, or if the Cargo
+    /// feature for this database is disabled.
     pub async fn connect(address: &str) -> Result<Self, Error> {
         match sqlite_path(address)? {
             #[cfg(feature = "postgres")]
@@ -74,7 +76,7 @@ impl Durable {
     /// `background_tasks_`.
     ///
     /// Earlier versions of this crate stored jobs in the tables `Jobs` and `Workers`. The first process that opens the file with this
-    /// version moves these jobs to the new tables. Stop the workers of the earlier version before this process starts. If such a worker
+    /// version moves these jobs to the new tables. Before you start this process, stop the workers of the earlier version. If such a worker
     /// still runs a job, the job runs a second time.
     ///
     /// # Errors
@@ -102,7 +104,7 @@ impl Durable {
     /// Creates a SQLite database in the memory of this process, for [tests](crate::testing).
     ///
     /// Each call creates a new database. The database is deleted when the last clone of this handle and the last worker are dropped. The
-    /// database behaves like a database file, with one exception. While one connection writes, reads of other connections wait.
+    /// database behaves like a database file, with one exception: while one connection writes, other connections wait before they read.
     ///
     /// # Errors
     ///
@@ -120,28 +122,29 @@ impl Durable {
     ///
     /// The tables are in the schema `background_tasks`. To use another schema, call [`postgres_in`](Self::postgres_in). The first process
     /// that connects creates the schema and the tables. This process must connect as the owner of the database, or as a user with the
-    /// privilege `CREATE` on the database. If the program connects as a user without this privilege, the owner must connect with this crate
-    /// before the program does. The owner must also connect after each update of this crate that changes the tables. When the tables exist,
-    /// a user needs only `USAGE` on the schema, and `SELECT`, `INSERT`, `UPDATE` and `DELETE` on its tables.
+    /// privilege `CREATE` on the database. If your program connects as a user without this privilege, run another program first. This other
+    /// program must connect as the owner, with the same version of this crate. Run it again after each update of this crate that changes
+    /// the tables. When the tables exist, a user needs only `USAGE` on the schema, and `SELECT`, `INSERT`, `UPDATE` and `DELETE` on its
+    /// tables.
     ///
     /// Earlier versions of this crate stored jobs in the schema `apalis`. The first process that connects with this version moves these
-    /// jobs to the new tables. Stop the workers of the earlier version before this process starts. If such a worker still runs a job, the
-    /// job runs a second time.
+    /// jobs to the new tables. Before you start this process, stop the workers of the earlier version. If such a worker still runs a job,
+    /// the job runs a second time.
     ///
     /// # Connections
     ///
     /// A process opens up to 10 connections for calls of the handle, such as `enqueue`, and for [transactions of the
-    /// program](Self::postgres_pool). All workers of the process together open up to 10 further connections for jobs. Heartbeats and
-    /// notifications together use one more connection. While all queues are idle, a process has about three open connections. During a
-    /// deploy, the server must accept the connections of the old and the new processes at the same time.
+    /// program](Self::postgres_pool). All workers of the process together open up to 10 further connections, to fetch jobs and to commit
+    /// their outcomes. Heartbeats and notifications together use one more connection. While all queues are idle, a process has about three
+    /// open connections. During a deploy, the server must accept the connections of the old and the new processes at the same time.
     ///
     /// If a connection does not respond in time, a worker repeats the call on another connection. The worker also reports the outage to the
     /// registry's observers. The time limit of a heartbeat is two fifths of the shortest lease, and at least 2 seconds. For other calls of
-    /// a worker, the time limit is the [response timeout](crate::WorkerOptions::response_timeout). Calls of the program have no time limit,
-    /// so wrap these calls in a timeout.
+    /// a worker, the time limit is the [response timeout](crate::WorkerOptions::response_timeout). Calls of your program, such as
+    /// `enqueue`, have no such time limit, so wrap these calls in a timeout.
     ///
     /// Connect to the server directly, or through a pooler in session mode. In transaction mode, `PgBouncer` does not forward
-    /// notifications. Versions of `PgBouncer` before 1.21 do not forward prepared statements either.
+    /// notifications. Versions of `PgBouncer` before 1.21 do not forward prepared statements in this mode either.
     ///
     /// # Clocks
     ///
@@ -153,8 +156,8 @@ impl Durable {
     /// - [`Error::NoRuntime`] if the caller is not in a tokio runtime.
     /// - [`Error::Unavailable`] if the database does not exist, or its server accepts no connection within about 10 seconds.
     /// - [`Error::Denied`] if the user has no access to the database.
-    /// - [`Error::Schema`] if a newer version of this crate has changed the tables, if the schema contains a table `jobs` of another
-    ///   program, or if the encoding of the database is not UTF8.
+    /// - [`Error::Schema`] in three cases. A newer version of this crate has changed the tables. The schema contains a table `jobs` of
+    ///   another program. The encoding of the database is not UTF8.
     /// - [`Error::Address`] if the URL is invalid.
     #[cfg(feature = "postgres")]
     pub async fn postgres(url: &str) -> Result<Self, Error> {
@@ -197,8 +200,8 @@ impl Durable {
     }
 }
 
-/// Returns the path if the address names a SQLite file, or `None` if it names a Postgres database. Fails if the feature of the store is
-/// disabled.
+/// Returns the path if the address names a SQLite file. Returns `None` if the address names a Postgres database. Fails if the
+/// Cargo feature for this database is disabled.
 fn sqlite_path(address: &str) -> Result<Option<&str>, Error> {
     let scheme = address.split_once(':').map_or("", |(scheme, _)| scheme);
     let is_postgres = matches!(scheme, "postgres" | "postgresql");

@@ -1,9 +1,9 @@
 //! Implements the engine. The engine fetches jobs for all workers of this process that use the same store, and commits the outcomes of the
 //! jobs.
 //!
-//! The engine is woken when this process enqueues a job, when a permit becomes free, and when another process sends a notification. The
-//! engine also checks the queues for due jobs, both when the next job is due and at a regular interval. The regular checks are needed
-//! because a notification can be lost. A job that is not due causes no work.
+//! The engine wakes when this process enqueues a job, when a permit becomes free, and when another process sends a notification. It also
+//! checks the queues for due jobs, both at the time when the next job is due and at a regular interval. The regular checks find the jobs
+//! whose notification was lost.
 
 mod completer;
 mod heartbeat;
@@ -34,7 +34,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use ulid::Ulid;
 
-/// If a worker without jobs shuts down, a call to the store delays its shutdown for at most this time.
+/// If a worker without jobs shuts down during a call to the store, this call can delay the shutdown by at most this time.
 const SHUTDOWN_DELAY: Duration = Duration::from_millis(300);
 
 pub(crate) struct Engine {
@@ -52,14 +52,14 @@ pub(crate) struct Engine {
 #[derive(Default)]
 struct State {
     workers: Vec<Arc<WorkerHandle>>,
-    /// The channel for outcomes of the workers. `None` if the engine does not run.
+    /// The channel over which the workers send outcomes to the engine. `None` if the engine does not run.
     updates: Option<UnboundedSender<Update>>,
     has_heart: bool,
     /// The time at which the engine next checks the queues for due jobs.
     next_tick: Option<Instant>,
 }
 
-/// Collects the queues for which a notification must be sent.
+/// Collects the queues for which this process must still notify other processes.
 #[derive(Default)]
 struct PendingNotices {
     queues: HashSet<String>,
@@ -122,15 +122,16 @@ impl Engine {
         }
     }
 
-    /// Works like `changed`, but waits until the other processes are notified, because this process may exit after the call. If the
-    /// notification is lost, the job waits until the next check of its queue.
+    /// Records that jobs of this queue are due now, and notifies other processes. Unlike `changed`, this function waits until the
+    /// notification is sent, because the program may exit after the call. If the notification is lost, other processes find the jobs at
+    /// their next check of the queue.
     pub(crate) async fn notify_changed(&self, queue: &str) {
         self.mark_ready(queue);
         let _ = with_timeout(RESPONSE_TIMEOUT, self.store.notify(vec![queue.to_owned()])).await;
     }
 
-    /// Sends notifications for jobs that a transaction of the program enqueues. The notifications are not sent in the transaction, because
-    /// the server commits transactions with notifications one at a time.
+    /// Sends notifications for jobs that the program enqueues in its own transaction. They are sent a short time after this call, and not
+    /// by the transaction itself, because Postgres commits transactions with notifications one at a time.
     pub(crate) fn changes_soon(self: &Arc<Self>, queue: &'static str) {
         let this = self.clone();
         self.runtime.spawn(async move {
@@ -141,9 +142,9 @@ impl Engine {
         });
     }
 
-    /// Sends notifications outside the transactions that enqueue jobs, because the server commits transactions with notifications one at a
-    /// time. If several notifications are requested during a call, the next call sends all of them. If a notification is lost, its job
-    /// waits until the next check of the queue.
+    /// Sends notifications until none is pending. The transaction that enqueues a job does not send its notification, because Postgres
+    /// commits transactions with notifications one at a time. If more notifications become pending during a call to the store, the next
+    /// call sends all of them. If a notification is lost, its job waits until the next check of the queue.
     async fn send_notices(&self) {
         loop {
             let queues: Vec<_> = {
@@ -230,7 +231,7 @@ impl Engine {
         }
     }
 
-    /// Returns a function that reports an outage. The report starts with `work`, which says what the worker cannot do.
+    /// Returns a function that reports an outage. The report starts with the text `work`, for example "the worker cannot fetch jobs".
     fn reporter(self: &Arc<Self>, work: &'static str) -> Report {
         let this = self.clone();
         Box::new(move |error| this.report(&format!("{work}, and retries: {error}")))
@@ -284,10 +285,10 @@ impl Engine {
             return;
         }
         let ids: Vec<_> = ended.iter().map(|worker| worker.id.clone()).collect();
-        // The workers are removed from the list before the call to the store. If a heartbeat registers such a worker again during the call,
-        // the heartbeat thread does not find the worker in the list, and deletes its entry from the store.
+        // The engine removes the workers from its list before the call to the store. A heartbeat during the call can add such a worker to
+        // the store again. The heartbeat thread then does not find the worker in the list, and deletes it from the store.
         lock(&self.state).workers.retain(|worker| !ids.contains(&worker.id));
-        // If this call fails, the workers are removed from the store when their leases expire.
+        // If this call fails, the workers stay in the store until their leases expire.
         let _ = with_timeout(SHUTDOWN_DELAY, self.store.deregister(&ids)).await;
         for worker in ended {
             worker.close();
@@ -302,13 +303,14 @@ impl Engine {
         state.workers.is_empty()
     }
 
-    /// Checks the queues for due jobs, and checks the jobs that the workers hold. Returns `false` if a shutdown has interrupted the check.
+    /// Checks the queues for due jobs, and checks the jobs that the workers hold. Returns `false` if a shutdown has interrupted the check
+    /// of the queues.
     async fn look(self: &Arc<Self>, workers: &[Arc<WorkerHandle>]) -> StoreResult<bool> {
         let open: Vec<_> = workers.iter().filter(|worker| !worker.is_closing()).cloned().collect();
         let queues: HashSet<_> = open.iter().map(|worker| worker.queue).collect();
         let queues: Vec<_> = queues.into_iter().collect();
         let interval = self.store.look_interval(self.poll_interval());
-        // The time is set before the call, so that a notification during the call can schedule an earlier check.
+        // Sets the time of the next check before the call, so that a notification during the call can schedule an earlier check.
         lock(&self.state).next_tick = Some(Instant::now() + interval);
         if !open.is_empty() {
             let Some(ticks) = self.unless_closing(&open, self.store.tick(&queues)).await? else { return Ok(false) };
@@ -325,8 +327,8 @@ impl Engine {
         Ok(true)
     }
 
-    /// Compares two lists: the jobs that the workers hold according to the store, and the jobs that the workers run. Stops cancelled jobs.
-    /// If a job is only in the first list, the response to its fetch was lost. This job goes back into its queue.
+    /// Reads from the store which jobs the workers hold. Stops those jobs that were cancelled. If the store lists a job that no worker has,
+    /// the response to the job's fetch was lost. This job goes back into its queue.
     async fn compare_held_jobs(&self, workers: &[Arc<WorkerHandle>]) -> StoreResult {
         let ids: Vec<_> = workers.iter().map(|worker| worker.id.clone()).collect();
         let Some(held) = self.unless_closing(workers, self.store.held(&ids)).await? else { return Ok(()) };
@@ -345,7 +347,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Fetches jobs for the workers that are ready and have free permits. Returns whether the store was called.
+    /// Fetches jobs for each worker that can start more jobs, if its queue may have jobs. Returns whether the store was called.
     async fn fetch(self: &Arc<Self>, workers: &[Arc<WorkerHandle>]) -> StoreResult<bool> {
         if self.slots.is_reserved() {
             return Ok(false);
@@ -354,7 +356,7 @@ impl Engine {
         for worker in workers {
             let Some(limit) = worker.wants_jobs() else { continue };
             if !queues.insert(worker.queue) {
-                continue; // the next round fetches for another worker of this queue
+                continue; // another worker of this queue fetches in this round
             }
             let request = FetchRequest { queue: worker.queue, worker: worker.id.clone(), limit };
             worker.set_ready(false);
@@ -439,11 +441,12 @@ impl Engine {
     }
 }
 
-/// When a transaction of the program enqueues jobs, the engine waits for the first delay and sends a notification. It then waits for the
-/// second delay and sends another notification. Most transactions commit within the first delay.
+/// When the program enqueues jobs in its own transaction, the engine waits for the first delay and sends a notification. It then waits for
+/// the second delay and sends another notification, for transactions that commit later. Most transactions commit within the first delay.
 const COMMIT_DELAYS: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(190)];
 
-/// When a notification has arrived, the engine waits for this time and then checks for delayed and cancelled jobs.
+/// A notification of another process does not say whether jobs are due, delayed or cancelled. The engine fetches due jobs immediately, and
+/// checks for delayed and cancelled jobs after this time.
 #[cfg(feature = "postgres")]
 const LOOK_AFTER_NOTICE: Duration = Duration::from_millis(100);
 

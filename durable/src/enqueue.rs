@@ -16,9 +16,9 @@ const MAX_RUN_AT: Duration = Duration::from_secs(253_402_300_799);
 /// A request to enqueue one or more jobs. To enqueue the jobs, await the request or call [`in_transaction`](Enqueue::in_transaction).
 /// Either all of the jobs are enqueued, or none.
 ///
-/// When the awaited request returns `Ok`, the jobs are committed to the store and survive a power failure. After an error, nothing was
-/// enqueued, with one exception. After [`Error::Unavailable`], the jobs may have been enqueued, because the server may have become
-/// unavailable during the commit. To retry safely after this error, set a [unique key](Enqueue::unique_key).
+/// When the awaited request returns `Ok`, the jobs are committed to the store and survive a power failure. After any error except
+/// [`Error::Unavailable`], nothing was enqueued. After [`Error::Unavailable`], the jobs may have been enqueued, because the server may have
+/// become unavailable during the commit. To retry safely after this error, set a [unique key](Enqueue::unique_key).
 ///
 /// # Cancel safety
 ///
@@ -56,14 +56,15 @@ impl<R> Enqueue<R> {
         Self { durable: durable.clone(), spec, payloads, to_output }
     }
 
-    /// Delays the jobs. By the clock of the store, the jobs become due when this time has passed since the enqueue. Default: zero.
+    /// Delays the jobs: they become due when this time has passed since the enqueue. The clock of the store measures the time. Default:
+    /// zero.
     pub fn delay(mut self, delay: Duration) -> Self {
         self.spec.run_at = if delay > MAX_DURATION { RunAt::At(SystemTime::UNIX_EPOCH + MAX_RUN_AT) } else { RunAt::After(delay) };
         self
     }
 
-    /// Schedules the jobs for this time. The jobs do not start earlier. SQLite rounds the time up to milliseconds, and Postgres rounds it
-    /// up to microseconds.
+    /// Schedules the jobs for this time. The jobs do not start earlier. The time is rounded up to whole milliseconds on SQLite, and to
+    /// whole microseconds on Postgres.
     pub fn run_at(mut self, time: SystemTime) -> Self {
         self.spec.run_at = RunAt::At(time.min(SystemTime::UNIX_EPOCH + MAX_RUN_AT));
         self
@@ -82,12 +83,16 @@ impl<R> Enqueue<R> {
         self
     }
 
-    /// Enqueues the jobs in a transaction of the caller on the same database. The jobs are enqueued if and only if the transaction commits.
+    /// Enqueues the jobs in a transaction that the caller has opened on the database of the store. The jobs are enqueued if and only if the
+    /// transaction commits.
     ///
-    /// If the connection has no open transaction, the jobs are committed immediately. Workers are notified 10 and 200 milliseconds after
-    /// this call. If the transaction commits later, the workers find the jobs at their next poll. On SQLite, start the transaction with
-    /// `BEGIN IMMEDIATE`. With a plain `BEGIN`, a transaction that first reads and then writes can fail, because another transaction may
-    /// write between the read and the write.
+    /// If the connection has no open transaction, the jobs are committed immediately.
+    ///
+    /// This process notifies the workers 10 and 200 milliseconds after this call. If the transaction commits later, the workers find the
+    /// jobs at their [next check](crate::WorkerOptions::poll_interval) of the store.
+    ///
+    /// On SQLite, start the transaction with `BEGIN IMMEDIATE`. With a plain `BEGIN`, a transaction that reads before it writes can fail,
+    /// because another transaction may write between the read and the write.
     ///
     /// # Errors
     ///
@@ -106,11 +111,11 @@ impl<R> Enqueue<R> {
 }
 
 impl Enqueue {
-    /// Sets a unique key. Among the jobs of the queue that wait, run or are retried, only one job can have the key. If an existing job has
-    /// the key, nothing is enqueued, and the call returns the ID of that job.
+    /// Sets a unique key. Only one of the queue's waiting, running and retrying jobs can have this key. If an existing job has the key,
+    /// nothing is enqueued, and the call returns the ID of the existing job.
     ///
-    /// When the job is done, dead, cancelled or deleted, the key is free again. [`unique_for`](Enqueue::unique_for) can reserve the key for
-    /// longer.
+    /// The key is free again when its job is done, dead, cancelled or deleted. [`unique_for`](Enqueue::unique_for) can reserve the key for
+    /// a longer time.
     pub fn unique_key(self, key: impl Into<String>) -> Enqueue<Enqueued> {
         let to_output = |pushed: Pushed| Enqueued { id: JobId(pushed.ids[0]), is_new: pushed.is_new };
         let Self { durable, mut spec, payloads, .. } = self;

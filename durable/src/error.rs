@@ -1,27 +1,29 @@
 use background_tasks::RejectReason;
 use std::{error, fmt, io};
 
-/// The error of a call to this crate. By default, a failed call has changed nothing. The documentation of a call names its exceptions. One
-/// exception applies to all calls. If the database becomes unavailable during the call ([`Error::Unavailable`]), the change may have been
-/// committed.
+/// The error of a call to this crate. A failed call has changed nothing, unless its documentation says otherwise.
+///
+/// After [`Error::Unavailable`], the call may have changed something, because the database may have become unavailable while it committed
+/// the change.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// The caller is not in a tokio runtime, which the database driver needs. Jobs can run on any executor, but a
-    /// [`Durable`](crate::Durable) must be created within a tokio runtime.
+    /// The program has tried to create a [`Durable`](crate::Durable) outside a tokio runtime. The database driver needs this runtime,
+    /// although jobs can run on any executor.
     NoRuntime,
     /// The address does not name a SQLite file or a Postgres database, or the name of the schema is invalid.
     Address(String),
-    /// The database, its file or its folder does not exist, the server cannot be reached, or no connection became free in time.
+    /// The database cannot be used at the moment. Either the database, its file or its folder does not exist, or the server does not
+    /// respond, or no connection became free in time.
     Unavailable(String),
-    /// Another connection has locked the database for longer than the time limit.
+    /// Another connection held a lock of the database for longer than the time limit of this call.
     Locked(sqlx::Error),
     /// The disk is full.
     Full(sqlx::Error),
     /// The program has no permission to open or write the database.
     Denied(sqlx::Error),
-    /// The tables do not belong to this version of the crate, or the file is not a database. This error can also mean that a connection
-    /// pooler of Postgres is not in session mode.
+    /// The tables do not belong to this version of the crate, or the file is not a SQLite database. On Postgres, this error can also mean
+    /// that a connection pooler is not in session mode.
     Schema(String),
     /// The payload, result or checkpoint cannot be serialized as JSON.
     Encode(serde_json::Error),
@@ -31,12 +33,13 @@ pub enum Error {
     Refused(RejectReason),
     /// The schedule is invalid.
     Schedule(String),
-    /// Ticks of a schedule were skipped, because no process enqueued their jobs in time. Only observers receive this error. No call returns
-    /// it.
+    /// Ticks of a schedule were skipped, because no process enqueued their jobs in time. No call returns this error. Only the registry's
+    /// observers receive it.
     MissedTicks(String),
     /// A worker could not renew its lease in time, or no longer holds a job. Another worker may already run the same job.
     LeaseLost(String),
-    /// A part of this crate, such as the heartbeats, cannot run. Only observers receive this error. No call returns it.
+    /// A part of this crate that runs in the background could not start, for example the heartbeats. No call returns this error. Only the
+    /// registry's observers receive it.
     Engine(String),
     /// Any other error of the database.
     Database(sqlx::Error),
@@ -74,7 +77,7 @@ impl fmt::Display for Error {
     }
 }
 
-/// Returns the message without the driver's prefix and suffix.
+/// Returns the message of the database, without the text that the driver adds.
 fn short(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(cause) => cause.message().to_owned(),
@@ -130,8 +133,8 @@ impl From<sqlx::Error> for Error {
                     // The database does not exist, or the server has closed the connection or is still starting.
                     "3D000" | "57P01" | "57P02" | "57P03" | "57P05" => Self::Unavailable(cause.message().to_owned()),
                     "25006" | "42501" => Self::Denied(error),
-                    // If a pooler is not in session mode, the next call can use another server connection. On that connection, another
-                    // process has prepared a statement with the same name, or the statement is not prepared.
+                    // If a pooler is not in session mode, each call can use another connection to the server. On this connection, the
+                    // prepared statement of the call is missing, or another process has prepared a statement with the same name.
                     "26000" | "42P05" => Self::Schema(pooler(cause.message())),
                     "08P01" if cause.message().contains("prepared statement") => Self::Schema(pooler(cause.message())),
                     code if code.starts_with("28") => Self::Denied(error),

@@ -53,11 +53,12 @@ impl FromStr for JobId {
 /// A `Job` is the argument of a handler. It contains the payload, the [ID](Job::id) and the attempt number, and dereferences to the
 /// payload.
 ///
-/// A handler receives a job *at least once*: if a process dies before it has stored the outcome, the job runs again. If the handler uses
-/// the ID as the key of an upsert, as the idempotency key of a payment, or as the `Message-ID` of a mail, repeated attempts are harmless.
+/// A handler receives a job *at least once*: if a process dies before it has stored the outcome, the job runs again. To make repeated
+/// attempts harmless, use the ID as the key of an upsert, as the idempotency key of a payment, or as the `Message-ID` of a mail.
 ///
 /// After a failed attempt, the job is not retried while a clone of its `Job` exists. A [timeout](crate::WorkerOptions::timeout) does not
-/// stop a blocking closure that the handler has started, so move a clone of the `Job` into such a closure.
+/// stop a blocking closure that the handler has started. Therefore move a clone of the `Job` into such a closure. The next attempt then
+/// starts only after the closure has ended.
 #[derive(Clone, Debug)]
 pub struct Job<T> {
     pub(crate) payload: T,
@@ -72,7 +73,7 @@ impl<T> Job<T> {
         self.id
     }
 
-    /// Returns the number of this attempt, starting at 1. Earlier attempts whose worker died are included.
+    /// Returns the number of this attempt, starting at 1. The number includes earlier attempts that ended because their worker died.
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
@@ -100,8 +101,8 @@ impl<T> DerefMut for Job<T> {
 /// An error with which a handler determines whether and when its job is retried. After an error of another type, the job is retried with
 /// the backoff of the worker. At the [last attempt](crate::WorkerOptions::max_attempts), every error makes the job dead.
 ///
-/// `?` converts any [`std::error::Error`] to a `Failure` that retries with the backoff. This conversion is possible only because `Failure`
-/// itself does not implement `Error`. For types that implement only `Display`, use [`Failure::retry`].
+/// `?` converts any [`std::error::Error`] to a `Failure` that retries with the backoff. `Failure` itself does not implement `Error`,
+/// because then this conversion would not be possible. For an error that implements only `Display`, use [`Failure::retry`].
 ///
 /// ```
 /// use background_tasks_durable::{Failure, Job};
@@ -175,7 +176,8 @@ pub enum JobStatus {
     Waiting,
     /// A worker holds the job.
     Running,
-    /// The job has failed, or its worker died. When the backoff has expired, a worker of the queue sets the status to `Waiting`.
+    /// The last attempt has failed, or its worker died, and the job waits until its backoff expires. A worker of the queue then sets the
+    /// status to `Waiting`.
     Retrying,
     /// The job has completed.
     Done,
@@ -192,7 +194,7 @@ impl JobStatus {
         matches!(self, Self::Done | Self::Dead | Self::Cancelled)
     }
 
-    /// Returns the status of a job with this state in the store.
+    /// Converts a state in the store, such as `available`, to a status.
     pub(crate) fn of(state: &str) -> Self {
         match state {
             "running" => Self::Running,
@@ -236,7 +238,7 @@ pub struct JobInfo {
     payload: Vec<u8>,
 }
 
-/// The values by which lists of jobs are sorted, in addition to the times and IDs of the jobs.
+/// Lists of jobs are sorted by these values, and by the times and IDs of the jobs.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Position {
     pub(crate) state: String,
@@ -325,8 +327,8 @@ impl JobInfo {
         self.ended
     }
 
-    /// Returns the last error of the job. The error says why an attempt failed, why a worker deferred the job, or why the result of a done
-    /// job could not be stored.
+    /// Returns the last error of the job. The error says why an attempt failed, or why the result of a done job could not be stored. If a
+    /// worker did not know the version of the payload, the error names this version.
     pub fn error(&self) -> Option<&str> {
         self.error.as_deref()
     }
@@ -365,8 +367,8 @@ impl JobInfo {
     }
 }
 
-/// The number of jobs of a queue in each status. Jobs that have ended are deleted after their
-/// [retention](crate::WorkerOptions::retention). A number above [`LIMIT`](QueueCounts::LIMIT) means "at least this many".
+/// The number of jobs of a queue in each status. Jobs that have ended are deleted after their [retention](crate::WorkerOptions::retention).
+/// If a number is above [`LIMIT`](QueueCounts::LIMIT), the real number can be larger.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct QueueCounts {
@@ -374,7 +376,7 @@ pub struct QueueCounts {
     pub waiting: u64,
     /// The number of jobs that a worker holds.
     pub running: u64,
-    /// The number of jobs that wait for their backoff after a failure or the death of their worker.
+    /// The number of jobs whose last attempt has failed, or whose worker died, and that wait until their backoff expires.
     pub retrying: u64,
     /// The number of jobs that have completed.
     pub done: u64,

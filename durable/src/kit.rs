@@ -16,10 +16,12 @@ use std::time::Duration;
 /// one [`JobInfo`] for each attempt, which contains the state of the job after the attempt.
 ///
 /// Each attempt runs as in a worker with these options. The function handles backoffs, timeouts, panics, upgrades, checkpoints, limits and
-/// [`on_dead`](WorkerOptions::on_dead) as in production. If the handler enqueues due jobs in the queue, the function also runs these jobs.
-/// If the handler always enqueues another job, the function never returns. As in a worker, a failed attempt ends when the last clone of its
-/// [`Job`] is dropped. A retry is not due before its backoff has expired. To let the backoff expire, call [`advance`]. If the queue is
-/// paused, or if its limits allow no further job, the function leaves the remaining jobs in the queue.
+/// [`on_dead`](WorkerOptions::on_dead) as a worker does. As in a worker, a failed attempt ends when the last clone of its [`Job`] is
+/// dropped.
+///
+/// If a handler enqueues another due job in the queue, the function also runs this job. If every job enqueues another due job, the function
+/// never returns. A failed job is not due again before its backoff has expired. To make it due, call [`advance`]. If the queue is paused,
+/// or if its limits allow no further job, the function leaves the remaining jobs in the queue.
 ///
 /// If a payload cannot be deserialized as a `T`, the job is [dead](JobStatus::Dead), and [`JobInfo::error`] names the type and the cause.
 /// Assert the status of each attempt, because `drain` returns `Ok` even if attempts fail.
@@ -30,7 +32,7 @@ use std::time::Duration;
 ///
 /// # Cancel safety
 ///
-/// If the future is dropped during an attempt, the job stays [`Running`](JobStatus::Running) for 24 hours.
+/// If the future is dropped during an attempt, the job stays [`Running`](JobStatus::Running) until its lease of 24 hours expires.
 pub async fn drain<T, H, F, R, E>(queue: &Queue<T>, options: WorkerOptions, handler: H) -> Result<Vec<JobInfo>, Error>
 where
     T: DeserializeOwned + Send + 'static,
@@ -42,9 +44,8 @@ where
     queue.durable.runtime.enter(worker::drain(queue, options, handler)).await
 }
 
-/// Moves the clock of the store forward. To do so, the function moves the stored times of all jobs, and of all [rate
-/// limits](crate::QueueLimits::rate), into the past. Delays, backoffs, retentions and the periods of unique keys therefore end earlier by
-/// the time `by`.
+/// Moves the clock of the store forward by the time `by`. Delays, backoffs, retentions and the periods of unique keys end earlier by this
+/// time. To do this, the function moves the stored times of all jobs, and of all [rate limits](crate::QueueLimits::rate), into the past.
 ///
 /// Use this function only in tests, because it changes every job of the store. The clock of the program does not move. [`JobInfo::due`] and
 /// [`JobInfo::ended`] return the moved times. The leases of workers and the schedules of `Queue::cron` do not change.
@@ -58,7 +59,8 @@ pub async fn advance(durable: &Durable, by: Duration) -> Result<(), Error> {
     Ok(())
 }
 
-/// Returns the jobs of a queue that wait or are retried, oldest first. The length of the list is not limited.
+/// Returns the jobs of a queue that have the status [`Waiting`](JobStatus::Waiting) or [`Retrying`](JobStatus::Retrying), oldest first. The
+/// length of the list is not limited.
 ///
 /// # Errors
 ///
@@ -76,7 +78,7 @@ pub async fn enqueued<T: DeserializeOwned>(queue: &Queue<T>) -> Result<Vec<Enque
     rows.into_iter().map(job).collect()
 }
 
-/// A job that waits or is retried. [`enqueued`] returns an `EnqueuedJob` for each of these jobs.
+/// A job that waits to run or to be retried. [`enqueued`] returns a list of these jobs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EnqueuedJob<T> {

@@ -26,9 +26,10 @@
 //! # }
 //! ```
 //!
-//! **Every job runs at least once.** A process can die after it has done the work of a job, but before it has stored the outcome. Such a
-//! job runs again, so handlers must be idempotent. [`Job::id`] is the same at every attempt. Use this ID as the key of an upsert, or as the
-//! idempotency key of a request. The page [`migrating`] shows how to write idempotent handlers, and which work does not need a stored job.
+//! **Every job runs at least once.** A process can die after it has done the work of a job, but before it has stored the outcome. The job
+//! then runs again, so handlers must be idempotent: a repeated run must be harmless. [`Job::id`] is the same at every attempt. Use this ID
+//! as the key of an upsert, or as the idempotency key of a request. The page [`migrating`] shows how to write idempotent handlers, and
+//! which work does not need a stored job.
 //!
 //! # Life of a job
 //!
@@ -64,15 +65,15 @@
 //!
 //! async fn order(durable: &Durable, reports: &Queue<Report>) -> Result<(), Error> {
 //!     reports.enqueue(Report { day: 1 }).delay(Duration::from_secs(60)).await?;
-//!     let job = reports.enqueue(Report { day: 2 }).unique_key("day 2").await?; // a second call enqueues nothing
+//!     let job = reports.enqueue(Report { day: 2 }).unique_key("day 2").await?; // at most one job with this key waits or runs
 //!     println!("{} is {}", job.id, if job.is_new { "new" } else { "waiting or running" });
-//!     reports.enqueue_all((3..100).map(|day| Report { day })).await?; // all or none
+//!     reports.enqueue_all((3..100).map(|day| Report { day })).await?; // enqueues all jobs or none
 //!
 //!     let pool = durable.sqlite_pool().expect("the store is SQLite"); // or postgres_pool()
 //!     let mut tx = pool.begin_with("BEGIN IMMEDIATE").await?; // on Postgres: begin()
 //!     sqlx::query("UPDATE days SET ordered = TRUE WHERE day = 100").execute(&mut *tx).await?;
 //!     reports.enqueue(Report { day: 100 }).in_transaction(&mut *tx).await?;
-//!     tx.commit().await?; // both or neither
+//!     tx.commit().await?; // commits both the update and the job
 //!     Ok(())
 //! }
 //!
@@ -84,9 +85,9 @@
 //!         println!("{}, day {}: {}", info.id(), info.payload::<Report>()?.day, info.error().unwrap_or_default());
 //!         reports.retry(info.id()).await?; // or discard, retry_all, discard_all
 //!     }
-//!     reports.cancel(id).await?; // waiting or running, in any process
-//!     reports.set_limits(QueueLimits::default().running(8).rate(100, Duration::from_secs(60))).await?; // of all processes together
-//!     reports.pause().await?; // until resume
+//!     reports.cancel(id).await?; // even if another process runs the job
+//!     reports.set_limits(QueueLimits::default().running(8).rate(100, Duration::from_secs(60))).await?; // all processes share the limits
+//!     reports.pause().await?; // until a call to `resume`
 //!     Ok(())
 //! }
 //! ```
@@ -100,31 +101,31 @@
 //! | --- | --- | --- |
 //! | setup | none: a file | a server |
 //! | processes | any number, on one machine | any number, on any machine |
-//! | clock | the machine's, in milliseconds | the server's |
-//! | start of a job from another process | within about 30 ms, by polling the file | within milliseconds, by LISTEN and NOTIFY |
-//! | tables | `background_tasks_…` | in the schema `background_tasks`, or in another schema |
-//! | your own transactions | on the same file | on the same database |
+//! | clock for due times and leases | the clock of the machine, in milliseconds | the clock of the server |
+//! | start of a job that another process enqueues | within about 30 ms: workers poll the file | within milliseconds: LISTEN and NOTIFY |
+//! | tables | their names start with `background_tasks_` | in the schema `background_tasks`, or in a schema that you set |
+//! | your own transactions can enqueue jobs | if they use the same file | if they use the same database |
 //!
 //! # Limits
 //!
 //! | | |
 //! | --- | --- |
-//! | payloads of one call | 1 GB in total, the largest value of either database |
-//! | result, error text | 32 MiB. A larger result is not stored: the job is done, and [`JobInfo::error`] returns the reason. A longer error is truncated |
+//! | payloads of one call | 1 GB in total, because neither database accepts a larger value |
+//! | result, error text | 32 MiB. A larger result is not stored, but the job is done, and [`JobInfo::error`] returns the reason. A longer error is truncated |
 //! | jobs of one fetch | 1,000 ([`batch_size`](WorkerOptions::batch_size)) |
 //! | outcomes of one commit | 1,000; fewer if their results exceed 32 MiB |
-//! | jobs of one page of a list | 100 |
-//! | [`counts`](Queue::counts) | exact up to 10,000 for each state, so that the call takes milliseconds at any depth |
+//! | jobs that one call lists | 100; another call returns the next page |
+//! | [`counts`](Queue::counts) | exact up to 10,000 for each status. The call therefore takes only milliseconds, even with many jobs |
 //! | [priority](Enqueue::priority) | 0 to 65,535 |
 //! | [lease](WorkerOptions::lease) | at least 3 seconds, default 30 seconds |
 //! | attempts, deaths of the worker | default 20 and 10 ([`max_attempts`](WorkerOptions::max_attempts), [`crashes`](WorkerOptions::crashes)) |
-//! | [retention](WorkerOptions::retention) | default 7 days for jobs that are done or cancelled. Dead jobs are kept ([`dead_retention`](WorkerOptions::dead_retention)) |
-//! | missed ticks of a schedule | enqueued for at most the last day |
+//! | [retention](WorkerOptions::retention) | default 7 days if done or cancelled, a century if [dead](WorkerOptions::dead_retention) |
+//! | missed ticks of a schedule | jobs are enqueued late for ticks of the last day only |
 //!
 //! # Tests
 //!
-//! With the module [`testing`], a test runs the jobs of a program without a worker and without delays. The store of the test can be in
-//! memory.
+//! With the module [`testing`], a test runs the jobs of a program without a worker, and does not wait for delays and backoffs. The store of
+//! the test can be in memory.
 //!
 //! # Features
 //!
@@ -181,8 +182,8 @@ pub use self::queue::Queue;
 /// Re-exports `chrono`, because [`CronSchedule::zone`] takes a time zone of `chrono`.
 #[cfg(feature = "cron")]
 pub use chrono;
-/// Re-exports the database driver `sqlx`, for [transactions of the program](Durable::sqlite_pool). If a program also depends on `sqlx`
-/// directly, the program must use the same version of `sqlx` as this crate.
+/// Re-exports the database driver `sqlx`. A program needs it to enqueue jobs in [its own transactions](Durable::sqlite_pool). If a program
+/// also depends on `sqlx` directly, the program must use the same version of `sqlx` as this crate.
 pub use sqlx;
 
 #[cfg(all(doctest, feature = "sqlite"))]

@@ -3,8 +3,8 @@ use std::time::Duration;
 /// The limits of a queue. All workers of the queue share the limits, in any number of processes. See
 /// [`Queue::set_limits`](crate::Queue::set_limits).
 ///
-/// The limits are exact, because each job counts as running from the moment when a worker fetches the job. Fetches from a queue with limits
-/// take longer than other fetches, because the workers of the queue fetch one after another.
+/// The limits are exact, because a job counts as running from the moment when a worker fetches it. A fetch from a queue with limits takes
+/// longer than other fetches, because only one worker of the queue can fetch at a time.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[must_use = "pass the limits to `set_limits`"]
 pub struct QueueLimits {
@@ -28,8 +28,9 @@ impl QueueLimits {
 
     /// Sets how many jobs can start per period on average. Default: no limit. Minimum: 1 job and a period of 1 millisecond.
     ///
-    /// The limit is a token bucket of `jobs` tokens that refills evenly over `period`. After an idle period, up to `jobs` jobs can start at
-    /// the same time. Each further job waits for a token.
+    /// The limit is a token bucket. Each job takes one token when it starts, and waits if there is none. The bucket receives `jobs` tokens
+    /// per `period`, at a constant rate, and holds at most `jobs` tokens. If no job has started for a while, up to `jobs` jobs can
+    /// therefore start at the same time.
     pub fn rate(mut self, jobs: u32, period: Duration) -> Self {
         self.rate = Some((jobs.max(1), period.max(Duration::from_millis(1))));
         self

@@ -1,5 +1,5 @@
-//! Records metrics through the `metrics` facade. If the feature `metrics` is disabled, or the program has not called `record_metrics`,
-//! nothing is recorded.
+//! Records metrics through the `metrics` facade. This module records nothing if the feature `metrics` is disabled, or if the program has
+//! not called `record_metrics`.
 
 #[cfg(feature = "metrics")]
 mod recording;

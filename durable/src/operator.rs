@@ -30,11 +30,11 @@ pub struct QueueInfo {
 }
 
 impl Durable {
-    /// Returns all queues that have jobs or workers, and all queues that have ever had limits or a pause. The list is sorted by name, and
+    /// Returns all queues that have jobs or workers, and all queues that were ever limited or paused. The list is sorted by name, and
     /// includes the queues of other programs.
     ///
-    /// The call executes a single statement. The duration of this statement does not depend on the number of jobs, because each count stops
-    /// above [`QueueCounts::LIMIT`].
+    /// The call executes a single statement. The duration of this statement does not depend on the number of jobs, because the store stops
+    /// counting above [`QueueCounts::LIMIT`].
     ///
     /// # Errors
     ///
@@ -52,14 +52,14 @@ impl Durable {
         self.runtime.enter(self.engine.store.info(None, id.0)).await
     }
 
-    /// Returns the queue with this name, for a program that does not know the type of the queue's jobs. This call does not access the
+    /// Returns the queue with this name, for a program that does not know the payload type of the queue. This call does not access the
     /// store.
     pub fn untyped_queue(&self, name: impl Into<Cow<'static, str>>) -> UntypedQueue {
         UntypedQueue { durable: self.clone(), name: name.into() }
     }
 }
 
-/// A queue for a program that does not know the type of its jobs, such as a tool that operates the queues of other programs.
+/// A queue whose payload type the program does not know. For example, a tool uses this type to operate the queues of other programs.
 ///
 /// ```no_run
 /// # use background_tasks_durable::{Durable, Error, JobStatus};
@@ -95,9 +95,9 @@ impl UntypedQueue {
     /// Returns up to 100 jobs with this status. If `after` is `None`, returns the first jobs of the list. If `after` is a job, returns the
     /// jobs that follow this job in the list.
     ///
-    /// Waiting jobs are listed in the order in which they run. The list starts with jobs that are due, sorted by priority. Jobs that wait
-    /// because of the limit of their key come next. Jobs that are due later are at the end. Jobs that are done, dead or cancelled are
-    /// sorted by the time at which they ended, latest first. Running and retrying jobs are sorted by their due time, earliest first.
+    /// Waiting jobs are listed in the order in which they run. The list starts with jobs that are due, highest priority first. Due jobs
+    /// that wait because of the limit of their key come next. Jobs that are due later are at the end. Jobs that are done, dead or cancelled
+    /// are sorted by the time at which they ended, latest first. Running and retrying jobs are sorted by their due time, earliest first.
     /// `after` must be a job of the same list.
     ///
     /// # Errors

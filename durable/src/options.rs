@@ -5,9 +5,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Configures how a worker serves a queue. The defaults are safe for jobs of any duration.
+/// Configures how a worker serves a queue. With the defaults, a job can run for any length of time, because its worker keeps renewing the
+/// lease.
 ///
-/// If a value is below its minimum, the minimum is used. If a value is above its maximum, the maximum is used. The maximum of every
+/// The methods replace a value below its minimum by the minimum, and a value above its maximum by the maximum. The maximum of every
 /// duration is a century.
 #[derive(Clone)]
 #[must_use = "pass the options to `serve`"]
@@ -61,23 +62,28 @@ impl WorkerOptions {
         self
     }
 
-    /// Sets the batch size of fetches. Default: 1. Minimum: 1. Maximum: 1,000.
+    /// Sets how many jobs the worker tries to fetch in one call to the store. Default: 1. Minimum: 1. Maximum: 1,000.
     ///
-    /// A worker has one permit for each job that it can run at the same time. It fetches jobs when at least one permit is free. A fetch
-    /// takes one job for each free permit. If the batch size is larger than the number of free permits, the fetch takes as many jobs as the
-    /// batch size. With short jobs, a worker with large batches is faster, because it fetches less often. Jobs that are fetched but have no
-    /// permit wait in this worker, even if other workers are idle.
+    /// A worker fetches jobs when it holds fewer jobs than its [concurrency](Self::concurrency). It fetches as many jobs as it can start
+    /// now. If the batch size is larger than this number, it fetches as many jobs as the batch size.
+    ///
+    /// A worker with large batches fetches less often, so it is faster if its jobs are short. The jobs that it cannot start yet wait in
+    /// this worker, even if other workers are idle.
     pub fn batch_size(mut self, jobs: usize) -> Self {
         self.batch_size = jobs.clamp(1, MAX_ROWS);
         self
     }
 
-    /// Sets how often the process polls the store. Default: 1 second on Postgres, and 25 ms on SQLite. Minimum: 1 ms.
+    /// Sets how often the process checks the store for new jobs. Default: 1 second on Postgres, and 25 ms on SQLite. Minimum: 1 ms.
     ///
-    /// Jobs that the same process enqueues start immediately. On Postgres, jobs that other processes enqueue also start immediately,
-    /// because the processes send notifications. On Postgres, polls are therefore needed only for jobs whose notification was lost. On
-    /// SQLite, the process polls for changes of the file, at least once a second. Each of these polls takes microseconds. If the workers of
-    /// a process have different intervals, all workers use the shortest interval.
+    /// Jobs that the same process enqueues start immediately, without a check.
+    ///
+    /// - On Postgres, jobs that other processes enqueue also start immediately, because those processes send notifications. The check finds
+    ///   only the jobs whose notification was lost.
+    /// - On SQLite, there are no notifications. The process checks at this interval, but at least once a second, whether the file has
+    ///   changed. Each check takes microseconds.
+    ///
+    /// If the workers of a process have different intervals, all workers use the shortest interval.
     pub fn poll_interval(mut self, interval: Duration) -> Self {
         self.poll_interval = Some(interval.clamp(Duration::from_millis(1), MAX_DURATION));
         self
@@ -85,12 +91,12 @@ impl WorkerOptions {
 
     /// Sets how long a worker is treated as alive after its last heartbeat. Default: 30 seconds. Minimum: 3 seconds.
     ///
-    /// When the lease expires, other workers take the jobs of this worker. A dedicated thread sends the heartbeats of the process. It sends
-    /// five heartbeats in the time of the shortest lease of all workers in the process.
+    /// When the lease expires, other workers take the jobs of this worker. One thread of the process sends the heartbeats of all its
+    /// workers, five times during one lease. If the workers have different leases, the shortest lease counts.
     ///
-    /// Choose a lease that is longer than any time for which the store is down, locked or stalled, and longer than any forward jump of the
-    /// store's clock. With a shorter lease, another process may treat this worker as dead, and run its jobs a second time. Use short leases
-    /// in tests only.
+    /// Choose a lease that is longer than any time for which the store is down, locked or stalled. The lease must also be longer than any
+    /// forward jump of the store's clock. With a shorter lease, another process may treat this worker as dead, and run its jobs a second
+    /// time. Use short leases in tests only.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = lease.clamp(Duration::from_secs(3), MAX_DURATION);
         self
@@ -104,9 +110,10 @@ impl WorkerOptions {
 
     /// Sets how many times a job runs again after the death of its worker. Default: 10. After one more death, the job is dead.
     ///
-    /// When a worker dies, the death is counted for every job that the worker held. It is not counted as an attempt for
-    /// [`max_attempts`](Self::max_attempts). A job with two deaths runs alone in its process. No other job can then cause a death that is counted for
-    /// this job.
+    /// When a worker dies, the death counts for every job that the worker has fetched and not finished. Only one of these jobs may have
+    /// caused the death. A death does not count toward [`max_attempts`](Self::max_attempts).
+    ///
+    /// A job with two deaths runs alone in its process. If the process dies once more, another job cannot be the cause.
     pub fn crashes(mut self, crashes: u32) -> Self {
         self.crashes = crashes;
         self
@@ -114,8 +121,8 @@ impl WorkerOptions {
 
     /// Sets the first and the longest delay before a failed job is retried. Default: 1 second and 10 minutes.
     ///
-    /// The delay doubles with each attempt, and is then shortened by a random part of up to half. Jobs that failed at the same time are
-    /// therefore retried at different times.
+    /// The delay doubles with each attempt, up to the longest delay. The worker then subtracts a random part of up to half of the delay.
+    /// Jobs that failed at the same time are therefore retried at different times.
     pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
         self.backoff = (first.min(MAX_DURATION), longest.min(MAX_DURATION));
         self
@@ -124,8 +131,8 @@ impl WorkerOptions {
     /// Sets a time limit for each attempt. Default: none. When the limit expires, the handler's future is dropped and the attempt has
     /// failed.
     ///
-    /// If the handler has started a blocking closure, the closure continues after the limit. The backoff starts when the last clone of the
-    /// handler's [`Job`](crate::Job) is dropped.
+    /// If the handler has started a blocking closure, the closure continues after the limit. If the closure owns a clone of the handler's
+    /// [`Job`](crate::Job), the backoff starts only when this clone is dropped. The retry then cannot overlap the closure.
     pub fn timeout(mut self, limit: Duration) -> Self {
         self.timeout = Some(limit.min(MAX_DURATION));
         self
@@ -133,9 +140,10 @@ impl WorkerOptions {
 
     /// Sets the longest time for which the worker waits for a response of the store. Default: 15 seconds. Minimum: 1 second.
     ///
-    /// When this time expires, the worker repeats the call. On Postgres, it uses another connection for the repeated call. When the worker
-    /// commits outcomes, the time limit doubles with each retry, up to 10 minutes, because the store may be overloaded. Heartbeats have a
-    /// separate time limit: two fifths of the shortest lease, and at least 2 seconds.
+    /// When this time expires, the worker repeats the call. On Postgres, it uses another connection for the repeated call. If a commit of
+    /// outcomes exceeds the limit, the store may be overloaded. The limit then doubles for the next try, up to 10 minutes.
+    ///
+    /// Heartbeats have a separate time limit: two fifths of the shortest lease, and at least 2 seconds.
     pub fn response_timeout(mut self, limit: Duration) -> Self {
         self.response_timeout = limit.clamp(Duration::from_secs(1), MAX_DURATION);
         self
@@ -155,9 +163,9 @@ impl WorkerOptions {
 
     /// Sets a function that this worker calls when a failed attempt has made a job dead. Default: none.
     ///
-    /// The worker calls the function after the outcome of the attempt is committed. To enqueue other jobs, the function can start a task.
-    /// If the process dies before the call, or if the last attempt was aborted, the function is not called. If the function panics, the
-    /// panic is ignored.
+    /// The worker calls the function after the outcome of the attempt is committed. The function is not async. To enqueue other jobs, start
+    /// a task in the function. The worker does not call the function if the process dies before the call, or if the last attempt was
+    /// aborted. If the function panics, the worker ignores the panic.
     pub fn on_dead(mut self, hook: impl Fn(&JobInfo) + Send + Sync + 'static) -> Self {
         self.on_dead = Some(Arc::new(hook));
         self
@@ -171,15 +179,15 @@ impl WorkerOptions {
 
     /// Sets how long a job with an unknown payload version waits before a worker fetches it again. Default: 60 seconds.
     ///
-    /// When this worker has fetched such a job, it fetches less often: only about once a second. This lasts for twice the delay, but for at
-    /// most 5 minutes. During this time, workers of a newer release usually fetch first.
+    /// After a worker has fetched such a job, it fetches only about once a second. It does so for twice the delay, but for at most 5
+    /// minutes. Workers of a newer release, which can read the payload, then usually fetch the job first.
     pub fn unknown_version_delay(mut self, delay: Duration) -> Self {
         self.unknown_version_delay = delay.min(MAX_DURATION);
         self
     }
 
-    /// Returns the delay after a failed attempt. The delay doubles with each attempt up to the longest delay, and is then shortened by up
-    /// to half at random ("equal jitter"): <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>.
+    /// Returns the delay after a failed attempt. The delay doubles with each attempt, up to the longest delay. A random part of up to half
+    /// is then subtracted ("equal jitter"): <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>.
     pub(crate) fn retry_delay(&self, attempt: u32) -> Duration {
         let (first, longest) = self.backoff;
         let doubled = first.saturating_mul(2_u32.saturating_pow(attempt.saturating_sub(1))).min(longest);

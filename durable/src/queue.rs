@@ -18,8 +18,8 @@ pub(crate) type Upgrade<T> = Arc<dyn Fn(&[u8]) -> Result<T, serde_json::Error> +
 /// A named queue of jobs of one type. All `Queue` values with the same name and the same store refer to the same queue, even in different
 /// processes.
 ///
-/// Names and payloads stay in the store after a deploy. Every job is stored with the [version](Queue::version) of its payload. If a worker
-/// does not know this version, it puts the job back into the queue.
+/// The store keeps the names of queues and the payloads of jobs after a deploy. It also stores the [version](Queue::version) of each
+/// payload. If a worker does not know the version, the worker puts the job back into the queue.
 pub struct Queue<T> {
     pub(crate) durable: Durable,
     pub(crate) name: &'static str,
@@ -52,9 +52,9 @@ impl Durable {
 impl<T> Queue<T> {
     /// Sets the version of the payload type `T`. Default: 1.
     ///
-    /// If stored payloads cannot or must not be deserialized as the new `T`, raise the version. Workers of the previous release cannot run
-    /// jobs of the new version. They put these jobs back into the queue, where the jobs wait for the
-    /// [`unknown_version_delay`](crate::WorkerOptions::unknown_version_delay).
+    /// Raise the version if a release changes `T` in such a way that stored payloads cannot or must not be deserialized as the new `T`.
+    /// Workers of the previous release cannot run jobs of the new version. They put these jobs back into the queue. Each of these jobs is
+    /// due again after the [`unknown_version_delay`](crate::WorkerOptions::unknown_version_delay).
     #[must_use]
     pub fn version(mut self, version: u32) -> Self {
         self.version = version;
@@ -77,8 +77,8 @@ impl<T> Queue<T> {
     /// Serializes a job, and enqueues it when the returned [`Enqueue`] is awaited.
     ///
     /// This call does not check whether the payload can be deserialized. If a worker cannot deserialize the payload, the job is dead after
-    /// its first attempt. This happens if the payload contains floats that are not finite, because JSON stores them as `null`. It also
-    /// happens if the payload is nested more than 127 levels deep, or if its `Serialize` does not match its `Deserialize`. A test with
+    /// its first attempt. This happens if the payload contains an infinite float or a NaN, because JSON stores these values as `null`. It
+    /// also happens if the payload is nested more than 127 levels deep, or if its `Serialize` does not match its `Deserialize`. A test with
     /// [`testing::enqueued`](crate::testing::enqueued) or [`testing::drain`](crate::testing::drain) finds such payloads.
     pub fn enqueue(&self, job: T) -> Enqueue
     where
@@ -105,15 +105,15 @@ impl<T> Queue<T> {
         self.durable.runtime.enter(self.store().info(Some(self.name), id.0)).await
     }
 
-    /// Waits until a job is [done, dead or cancelled](crate::JobStatus::is_final). Any process can run the job. Returns `None` if the job
-    /// is not in this queue or has been deleted. The wait has no time limit.
+    /// Waits until a job is [done, dead or cancelled](crate::JobStatus::is_final). It does not matter which process runs the job. Returns
+    /// `None` if the job is not in this queue or has been deleted. The wait has no time limit.
     ///
     /// If a worker of this process runs the job, the wait ends as soon as the job ends. If another process runs the job, the wait ends at
-    /// most a quarter of a second after the job. All waits of the process share one statement that polls the store.
+    /// most a quarter of a second after the job. All calls of `wait` in a process share one statement that polls the store.
     ///
     /// # Errors
     ///
-    /// Errors of the store. During an outage of the store, the wait ends with an error.
+    /// Errors of the store. If the store fails during the wait, the wait ends with an error.
     ///
     /// # Cancel safety
     ///
@@ -172,8 +172,8 @@ impl<T> Queue<T> {
         self.untyped().retry_all().await
     }
 
-    /// Deletes a job that is waiting, retrying, dead or cancelled, and frees its key. Returns `false` if the job is running, done or
-    /// unknown. Also returns `false` if the job is cancelled, but its worker has not stopped it yet.
+    /// Deletes a job that is waiting, retrying, dead or cancelled, and frees its key. Returns `false` if the job is running or done, or
+    /// does not exist. Also returns `false` if the job is cancelled, but its worker has not stopped the handler yet.
     ///
     /// # Errors
     ///
@@ -195,12 +195,12 @@ impl<T> Queue<T> {
         self.untyped().discard_all().await
     }
 
-    /// Cancels a job, even if another process runs it. Returns `false` if the job is done, dead, cancelled or unknown.
+    /// Cancels a job, even if another process runs it. Returns `false` if the job is done, dead or cancelled, or does not exist.
     ///
-    /// If the job is still waiting, it never runs. If the job runs, its worker drops the handler's future at the handler's next await
-    /// point. A worker in this process drops the future immediately. A worker in another process usually drops the future within 0.1
-    /// seconds, and within a second if a notification is lost. If the handler returns a result before its future is dropped, the result is
-    /// discarded. If the handler has started a blocking closure, the closure continues.
+    /// If no worker runs the job, no further attempt starts. If a worker runs the job, the worker drops the handler's future at the
+    /// handler's next await point. A worker in this process receives the cancellation immediately. A worker in another process usually
+    /// receives it within 0.1 seconds, and within a second if a notification is lost. If the handler returns a result before its future is
+    /// dropped, the result is discarded. If the handler has started a blocking closure, the closure continues.
     ///
     /// # Errors
     ///
@@ -230,7 +230,8 @@ impl<T> Queue<T> {
 
     /// Sets the limits of the queue for its workers in all processes, and replaces earlier limits. The limits are stored in the database.
     ///
-    /// When the number of running jobs has reached the limit, each worker checks once a second whether jobs of other processes have ended.
+    /// When the number of running jobs has reached the limit, workers start no further job. If a job then ends in another process, it can
+    /// take up to a second (with the default [poll interval](crate::WorkerOptions::poll_interval)) until a worker starts the next job.
     ///
     /// # Errors
     ///
@@ -239,7 +240,8 @@ impl<T> Queue<T> {
         self.untyped().set_limits(limits).await
     }
 
-    /// Returns the number of jobs in each status. Each count stops above [`QueueCounts::LIMIT`], so the call takes only milliseconds.
+    /// Returns the number of jobs in each status. The store stops counting above [`QueueCounts::LIMIT`], so the call takes only
+    /// milliseconds.
     ///
     /// # Errors
     ///
@@ -248,7 +250,7 @@ impl<T> Queue<T> {
         self.durable.runtime.enter(self.store().counts(self.name)).await
     }
 
-    /// Deserializes a payload that has this version. If the queue has another version, converts the payload to `T`.
+    /// Deserializes a payload of this version. If the version of the queue is different, converts the payload to `T`.
     pub(crate) fn read(&self, version: u32, payload: &[u8]) -> Result<T, ReadError>
     where
         T: DeserializeOwned,

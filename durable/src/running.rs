@@ -20,8 +20,8 @@ use ulid::Ulid;
 /// A job that a worker of this process runs.
 pub(crate) struct RunningJob {
     pub(crate) id: Ulid,
-    /// The number of the job's run in the store. If the worker loses the job, and fetches it again while the handler still runs, the number
-    /// changes.
+    /// The store gives each run of a job a number. If the worker loses the job, and fetches it again while the handler still runs, this
+    /// number changes.
     pub(crate) run: AtomicI32,
     /// `true` if the handler has called `complete_in`, even if the transaction of that call was not committed.
     pub(crate) is_completed: AtomicBool,
@@ -34,7 +34,7 @@ pub(crate) struct RunningJob {
     runtime: Runtime,
 }
 
-/// The values that `complete_in` writes to the row of a job.
+/// The values that `complete_in` writes to the store.
 #[derive(Debug)]
 pub struct Completion {
     pub(crate) id: Ulid,
@@ -76,7 +76,7 @@ impl fmt::Debug for RunningJob {
 pub(crate) struct JobHandle(pub(crate) Arc<RunningJob>);
 
 impl JobHandle {
-    /// Resolves when the last clone is dropped, or when the job is cancelled.
+    /// Resolves when the last clone of the [`Job`] is dropped, or when the job is cancelled.
     pub(crate) async fn released(clones: &Weak<Self>, running: &RunningJob) {
         let dropped = async {
             while clones.strong_count() > 0 {
@@ -92,7 +92,7 @@ impl JobHandle {
 
 impl Drop for JobHandle {
     fn drop(&mut self) {
-        // The strong count is already zero, so the waiters see that no clone exists.
+        // The strong count is already zero here, so a woken call to `released` sees that no clone exists.
         self.0.released.notify(usize::MAX);
     }
 }
@@ -104,11 +104,11 @@ impl fmt::Debug for JobHandle {
 }
 
 impl<T> Job<T> {
-    /// Marks the job as done in a transaction of the handler on the database that stores the job. The job is done if and only if the
-    /// transaction commits, so the writes of the transaction happen exactly once.
+    /// Marks the job as done in the handler's own transaction. The transaction must be on the database that stores the job. The job is done
+    /// if and only if the transaction commits. The other writes of the transaction therefore take effect exactly once.
     ///
-    /// Commit the transaction, and then return `Ok` from the handler. The result of the job is `result`. The value in `Ok` is ignored. If
-    /// the handler returns without committing the transaction, the attempt has failed.
+    /// Commit the transaction, and then return `Ok` from the handler. `result` becomes the result of the job, and the worker ignores the
+    /// value in `Ok`. If the handler returns without committing the transaction, the attempt has failed.
     ///
     /// ```
     /// use background_tasks_durable::{Failure, Job, sqlx};
@@ -149,8 +149,8 @@ impl<T> Job<T> {
         checkpoint.as_ref().map(|text| serde_json::from_str(text)).transpose().map_err(Error::Decode)
     }
 
-    /// Stores a checkpoint, from which the next attempt of a long job can continue. The checkpoint replaces the previous checkpoint of the
-    /// job.
+    /// Stores a checkpoint, which replaces the previous checkpoint of the job. The next attempt can read it with
+    /// [`checkpoint`](Self::checkpoint) and continue from there.
     ///
     /// # Errors
     ///

@@ -20,7 +20,7 @@ impl Runtime {
         drop(self.0.spawn(task));
     }
 
-    /// Polls and drops a future in the context of this runtime.
+    /// Wraps a future, so that it is polled and dropped in the context of this runtime.
     pub(crate) fn enter<F: Future>(&self, future: F) -> InRuntime<F> {
         InRuntime { future: Some(future), runtime: self.0.clone() }
     }

@@ -1,7 +1,7 @@
-//! Defines the database operations that the engine and the queues call. Only the code of the stores contains SQL.
+//! Defines the database operations that the engine and the queues call. SQL occurs only in this module and in its submodules.
 //!
 //! Where possible, each call of the engine is a single statement. The server, or the thread of the SQLite driver, executes this statement
-//! to its end. Even if a handler blocks the runtime, such a call therefore leaves no lock and no transaction open.
+//! to its end, even if a handler blocks the runtime. Such a call therefore never leaves a lock or a transaction open.
 
 use crate::error::Error;
 use crate::job::{JobInfo, JobStatus, QueueCounts};
@@ -21,7 +21,7 @@ pub(crate) mod sqlite;
 pub(crate) type StoreResult<T = ()> = Result<T, Error>;
 pub(crate) type StoreFuture<'a, T = ()> = BoxFuture<'a, StoreResult<T>>;
 
-/// The maximum number of jobs that one statement fetches, commits or changes. A call that changes more jobs repeats its statement.
+/// The maximum number of jobs that one statement fetches, commits or changes. To change more jobs, a call repeats its statement.
 pub(crate) const MAX_ROWS: usize = 1000;
 
 /// The time at which a job is due.
@@ -114,7 +114,7 @@ pub(crate) struct LimitsRow {
 }
 
 impl LimitsRow {
-    /// Returns how many jobs can start now. If the rate limit allows no job now, also returns the time until it allows one.
+    /// Returns how many jobs can start now. If the rate limit allows no job now, also returns the time until it allows the next job.
     #[expect(clippy::cast_possible_truncation, reason = "limits are 32 bits")]
     pub(crate) fn room(&self, limit: usize) -> (i64, Option<Duration>) {
         if self.is_paused {
@@ -221,7 +221,7 @@ pub(crate) trait Heart: Send {
     /// Renews the leases of these workers. If another process has removed a worker because its lease had expired, registers the worker
     /// again. Returns the IDs of the workers that were registered again.
     fn beat<'a>(&'a mut self, workers: &'a [WorkerLease]) -> StoreFuture<'a, Vec<String>>;
-    /// Deletes the entries of these workers, which had already ended when a heartbeat registered them again.
+    /// Deletes the entries of workers that had already ended when `beat` registered them again.
     fn deregister<'a>(&'a mut self, workers: &'a [String]) -> StoreFuture<'a>;
     /// Puts the jobs of dead workers back into their queues. Returns the number of these jobs.
     fn recover(&mut self) -> StoreFuture<'_, u64>;
@@ -229,7 +229,7 @@ pub(crate) trait Heart: Send {
     fn next_notice(&mut self, limit: Duration, poll_interval: Duration) -> StoreFuture<'_, Notice>;
 }
 
-/// A database with the tables of this crate. The trait is object-safe, so that `Durable` has no type parameter.
+/// A database with the tables of this crate. The trait is object-safe, so that `Durable` needs no type parameter for its store.
 pub(crate) trait Store: Send + Sync + 'static {
     /// Fails if the file of the database was deleted or replaced while it was open.
     fn check_available(&self) -> StoreResult {
@@ -256,29 +256,30 @@ pub(crate) trait Store: Send + Sync + 'static {
 
     fn heart(&self) -> StoreFuture<'_, Box<dyn Heart>>;
     fn register<'a>(&'a self, worker: &'a WorkerLease) -> StoreFuture<'a>;
-    /// Puts the jobs of these workers back into their queues, and deletes the entries of the workers. If a worker's entry is deleted, a
-    /// later fetch for this worker finds no jobs.
+    /// Puts the jobs of these workers back into their queues, and deletes the entries of the workers. A fetch needs the entry of its
+    /// worker. If a fetch for a deleted worker is delayed, it therefore finds no jobs.
     fn deregister<'a>(&'a self, workers: &'a [String]) -> StoreFuture<'a>;
     /// Makes the due jobs of these queues available to workers. Returns for each queue whether workers can fetch jobs, and when the next
     /// job is due.
     fn tick<'a>(&'a self, queues: &'a [&'static str]) -> StoreFuture<'a, Vec<QueueTick>>;
-    /// Fetches jobs in the order in which they run. Each queue must occur in only one request. If a queue is paused or has limits, none of
-    /// its jobs are fetched.
+    /// Fetches jobs in the order in which they run. The caller must not pass two requests for the same queue. If a queue is paused or has
+    /// limits, the call fetches none of its jobs.
     fn fetch<'a>(&'a self, requests: &'a [FetchRequest]) -> StoreFuture<'a, Vec<FetchedJob>>;
     /// Fetches jobs like `fetch`, but from a queue with limits.
     fn fetch_limited<'a>(&'a self, request: &'a FetchRequest) -> StoreFuture<'a, LimitedFetch>;
-    /// Commits outcomes, and makes blocked jobs available if the limit of their key now allows these jobs.
+    /// Commits outcomes. A blocked job is a due job that waits because of the limit of its key. If a job with the same key has ended, the
+    /// call makes the next blocked job available.
     fn commit<'a>(&'a self, outcomes: &'a [Outcome]) -> StoreFuture<'a, Vec<Committed>>;
     /// Returns the jobs that these workers hold.
     fn held<'a>(&'a self, workers: &'a [String]) -> StoreFuture<'a, Vec<HeldJob>>;
-    /// Makes fetched jobs available again. No worker has started these jobs.
+    /// Makes jobs available again that were fetched, but that no worker has started.
     fn give_back<'a>(&'a self, jobs: &'a [HeldJob]) -> StoreFuture<'a>;
     /// Deletes some of the jobs whose retention has expired. Returns the number of deleted jobs.
     fn prune<'a>(&'a self, queue: &'a str, retention: Duration, dead_retention: Duration) -> StoreFuture<'a, u64>;
-    /// Makes available the next blocked job of each limit key. This call is needed if a process has died before it could make the job
-    /// available.
+    /// Makes the next blocked job of each limit key available. Usually `commit` does this. This call is needed if a process died before its
+    /// `commit` could do it.
     fn unblock<'a>(&'a self, queue: &'a str) -> StoreFuture<'a>;
-    /// Returns the stored last tick of a schedule. If `tick` is later than the stored tick, stores `tick` as the last tick.
+    /// Returns the last tick that is stored for a schedule. If `tick` is later than the stored tick, stores `tick` as the last tick.
     #[cfg(feature = "cron")]
     fn last_tick<'a>(&'a self, queue: &'a str, schedule: &'a str, tick: Option<i64>) -> StoreFuture<'a, Option<i64>>;
     fn save_checkpoint<'a>(&'a self, id: Ulid, run: i32, checkpoint: &'a str) -> StoreFuture<'a, bool>;
@@ -287,7 +288,7 @@ pub(crate) trait Store: Send + Sync + 'static {
     fn info<'a>(&'a self, queue: Option<&'a str>, id: Ulid) -> StoreFuture<'a, Option<JobInfo>>;
     /// Returns the statuses of these jobs. Skips jobs that do not exist.
     fn statuses<'a>(&'a self, ids: &'a [Ulid]) -> StoreFuture<'a, Vec<(Ulid, JobStatus)>>;
-    /// Returns jobs of one [state of the store](STATES).
+    /// Returns jobs in this state, which is one of [`STATES`].
     fn jobs<'a>(
         &'a self,
         queue: &'a str,
@@ -310,7 +311,7 @@ pub(crate) trait Store: Send + Sync + 'static {
     fn set_limits<'a>(&'a self, queue: &'a str, limits: QueueLimits) -> StoreFuture<'a>;
     /// Returns the jobs of a queue that wait or are retried, oldest first.
     fn enqueued<'a>(&'a self, queue: &'a str) -> StoreFuture<'a, Vec<EnqueuedRow>>;
-    /// Moves all times of jobs and queues into the past.
+    /// Moves all times of jobs and queues into the past, as if this time had passed. Tests use this call to avoid waits for delays.
     fn advance(&self, by: Duration) -> StoreFuture<'_>;
     #[cfg(feature = "sqlite")]
     fn sqlite(&self) -> Option<&sqlx::SqlitePool> {
@@ -325,7 +326,8 @@ pub(crate) trait Store: Send + Sync + 'static {
 /// The states of jobs in the store. Jobs in the first three states have the status `Waiting`, and lists show these states in this order.
 pub(crate) const STATES: [&str; 8] = ["available", "blocked", "scheduled", "running", "retrying", "done", "dead", "cancelled"];
 
-/// The order of the jobs in a list. The database index for the state of these jobs has the same order.
+/// The order of the jobs in a list. The database index for the state of these jobs has the same order, so that the database does not sort
+/// the jobs.
 #[derive(Clone, Copy)]
 pub(crate) enum Order {
     /// Sorts jobs in the order in which they run.
@@ -378,7 +380,8 @@ impl Order {
     }
 }
 
-/// Returns the SQL condition of a state. It repeats the condition of the partial index, so that the query planner can use the index.
+/// Returns the SQL condition for jobs of a state. The result repeats the condition of a partial index, so that the query planner can use
+/// this index.
 fn state_condition(state: &str) -> String {
     let index = match state {
         "scheduled" | "retrying" => " AND jobs.state IN ('scheduled', 'retrying')",
@@ -410,7 +413,8 @@ fn count_columns(jobs: &str, indexed: impl Fn(&str) -> String) -> String {
             QueueCounts::LIMIT + 1
         )
     };
-    // Another part of the statement counts the running jobs of all queues, because the index of running jobs is not sorted by queue.
+    // Running jobs are excluded, because their index is not sorted by queue. Another part of the statement counts the running jobs of all
+    // queues.
     STATES.iter().filter(|state| **state != "running").map(column).collect()
 }
 
@@ -454,8 +458,8 @@ fn check_version(all: &[&str], done: Option<i64>) -> StoreResult {
     )))
 }
 
-/// Returns the migrations that the database has not run yet, oldest first, with the versions of the tables that they create. Each migration
-/// runs one time, in a transaction.
+/// Returns the migrations that were not run in this database yet, oldest first. The number of a migration is the version of the tables that
+/// it creates. Each migration runs one time, in a transaction.
 fn missing_versions<'a>(all: &[&'a str], done: i64) -> StoreResult<Vec<(i64, &'a str)>> {
     let newest = i64::try_from(all.len()).unwrap_or(i64::MAX);
     if done > newest {
@@ -476,8 +480,8 @@ fn count(number: i64) -> u32 {
     u32::try_from(number).unwrap_or(if number < 0 { 0 } else { u32::MAX })
 }
 
-/// Returns IDs that increase even within a millisecond. The jobs of one call therefore run in order, and are inserted in the order of the
-/// index.
+/// Returns IDs that increase even within a millisecond. The jobs of one `enqueue_all` therefore run in order. The database also inserts
+/// them in the order of its index.
 fn new_ids(count: usize) -> Vec<Ulid> {
     static GENERATOR: Mutex<Generator> = Mutex::new(Generator::new());
     let mut generator = lock(&GENERATOR);

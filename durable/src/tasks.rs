@@ -1,6 +1,6 @@
 //! Starts the tasks that this crate itself runs in a registry: `QUEUE worker` and `QUEUE cron`. These tasks take no permits of the
-//! registry. The registry's limit of tasks in flight therefore applies only to the jobs. Even if the registry is full, this crate can
-//! report an outage.
+//! registry, so the registry's limit of tasks in flight applies only to the jobs. The tasks that report errors take no permits either. This
+//! crate can therefore report an outage even if the registry is full.
 
 use crate::error::Error;
 use background_tasks::{Registry, RejectReason, SpawnInfo, Spawner, Tracked};
@@ -19,13 +19,14 @@ impl<S: Spawner + Clone + Send + Sync + 'static> TaskNames<S> {
         Self { registry: registry.clone(), queue, location }
     }
 
-    /// Returns the name of a task. The name is leaked, because there are few names for each worker, and a worker usually runs as long as
-    /// its process.
+    /// Returns the name of a task, and leaks it. The leak is small: a worker needs only a few names, and usually runs as long as its
+    /// process.
     pub(crate) fn leak(&self, role: &str) -> &'static str {
         Box::leak(format!("{} {role}", self.queue).into_boxed_str())
     }
 
-    /// Fails if the registry is shutting down. This check is needed because the registry itself accepts tasks until it is drained.
+    /// Fails if the registry is shutting down and is not drained yet. The registry itself still accepts tasks during this time. A drained
+    /// registry rejects the task in `track`.
     pub(crate) fn check_open(&self) -> Result<(), Error> {
         if self.registry.is_shutting_down() && !self.registry.is_drained() {
             return Err(Error::Refused(RejectReason::ShuttingDown));
@@ -33,8 +34,8 @@ impl<S: Spawner + Clone + Send + Sync + 'static> TaskNames<S> {
         Ok(())
     }
 
-    /// Counts a task as in flight. An abort has no effect on this task, because an abort outside a shutdown must not stop a worker or a
-    /// schedule.
+    /// Counts a task as in flight. `Registry::abort` has no effect on this task. A program can abort its jobs without a shutdown, and its
+    /// workers and schedules must continue.
     pub(crate) fn track<F: Future>(&self, name: &'static str, task: F) -> Result<Tracked<F>, Error> {
         let task = self.registry.named(name).location(self.location).without_permit().track(task);
         task.map_err(|rejected| Error::Refused(rejected.reason()))

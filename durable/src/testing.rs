@@ -1,8 +1,8 @@
 //! Contains functions for tests of programs that enqueue and run jobs.
 //!
 //! [`Durable::in_memory`](crate::Durable::in_memory) creates a store for one test. [`enqueued`] lists the jobs that wait in a queue.
-//! [`drain`] runs the jobs of a queue that are due, without a registry and without a worker. [`advance`] moves the clock of the store
-//! forward. Scheduled jobs, and jobs that wait for their backoff, then become due.
+//! [`drain`] runs the due jobs of a queue in the test's own task, without a registry and without a worker. [`advance`] moves the clock of
+//! the store forward, so that scheduled jobs and retries become due without a wait.
 //!
 //! ```
 //! use background_tasks_durable::testing::{advance, drain, enqueued};

@@ -1,7 +1,7 @@
 //! Implements a worker, which receives jobs from the engine and starts them as tasks of the registry.
 //!
-//! The task of the worker itself cannot be aborted. When jobs are aborted, their worker can therefore still put the jobs back into the
-//! queue.
+//! `Registry::abort` does not abort the task of the worker itself. If the registry aborts all jobs, the worker can therefore still put the
+//! jobs back into the queue.
 
 mod drain;
 mod executor;
@@ -31,7 +31,7 @@ use std::sync::Arc;
 
 impl<T> Queue<T> {
     /// Starts a worker when the returned future is awaited. The worker runs jobs of this queue as tasks of the registry until the registry
-    /// shuts down. The tasks have the name of the queue. The future resolves when the registry has counted the worker as a task in flight.
+    /// shuts down. The tasks have the name of the queue. The future resolves when the worker is in flight in the registry.
     ///
     /// # Outcomes
     ///
@@ -46,7 +46,7 @@ impl<T> Queue<T> {
     /// ```
     ///
     /// For each panicked attempt, the observers receive the message of the panic in the same form. For an aborted task, the observers
-    /// receive no message.
+    /// receive the loss without a message.
     ///
     /// # Shutdown
     ///
@@ -55,25 +55,28 @@ impl<T> Queue<T> {
     /// during the shutdown, the job goes back into the queue, and the interrupted attempt is not counted. Only a registry with
     /// [inspection](background_tasks::RegistryBuilder::inspect) can abort tasks.
     ///
-    /// If the process exits while jobs run that were not aborted, other workers take these jobs when the [lease](WorkerOptions::lease)
-    /// expires. For each of these jobs, the exit counts as a [crash](WorkerOptions::crashes).
+    /// If the process exits while a job still runs, and the job was not aborted, another worker takes the job when the
+    /// [lease](WorkerOptions::lease) expires. The exit counts as a [crash](WorkerOptions::crashes) of this job.
     ///
     /// # Outages of the store
     ///
-    /// During an outage, the worker retries its calls to the store after 0.1 to 5 seconds. Outcomes that it could not commit stay in
+    /// During an outage, the worker retries its calls to the store after 0.1 to 5 seconds. Outcomes that are not committed yet stay in
     /// memory. A shutdown waits until these outcomes are committed, so set a deadline for the shutdown. The worker reports an outage as a
-    /// failed task named `QUEUE worker`. The fetches, the heartbeats, the maintenance and each batch of outcomes each report the outage one
-    /// time. If the worker could not renew its lease in time, it reports [`Error::LeaseLost`] in the same way.
+    /// failed task named `QUEUE worker`, where `QUEUE` is the name of the queue. One outage can cause several reports. The fetches, the
+    /// heartbeats, the maintenance and each batch of outcomes report it separately, and each of them only once. If the worker could not
+    /// renew its lease in time, it reports [`Error::LeaseLost`] in the same way.
     ///
     /// # Handlers that block
     ///
     /// If a handler blocks its thread, its worker keeps the lease, because a dedicated thread sends the heartbeats. The blocked thread can
     /// still delay other jobs, their outcomes and the shutdown of the process. Therefore move blocking work to `spawn_blocking` or a
-    /// similar function. A [timeout](WorkerOptions::timeout) or a [cancellation](Queue::cancel) drops the handler's future, but does not
-    /// stop a blocking closure that the handler has started. To prevent a retry while the closure runs, move the [`Job`] or a clone of it
-    /// into the closure. A failed attempt then ends when the last clone is dropped. Until the last clone is dropped, the job keeps its
-    /// permit and its lease, and is not retried. A shutdown waits for the last clone. After an [abort](Registry::abort), the job keeps only
-    /// the lease. If the closure has no clone, the next attempt can run at the same time as the closure.
+    /// similar function.
+    ///
+    /// A [timeout](WorkerOptions::timeout) or a [cancellation](Queue::cancel) drops the handler's future, but does not stop a blocking
+    /// closure that the handler has started. After a timeout, the next attempt could then run at the same time as the closure. To prevent
+    /// this, move the [`Job`] or a clone of it into the closure. A failed attempt then ends only when the last clone is dropped. Until
+    /// then, the job keeps its permit and its lease, and a shutdown waits for the job. After an [abort](Registry::abort), the job keeps the
+    /// lease, but not the permit, and a shutdown does not wait for the job.
     ///
     /// ```
     /// # use background_tasks_durable::{Failure, Job};
@@ -166,7 +169,7 @@ struct WorkerTask {
 }
 
 /// A job becomes a suspect after its worker has died this many times. One death is not enough, because a death is counted for all jobs of
-/// the worker.
+/// the worker. Most of these jobs have not caused the death.
 const SUSPICIOUS_CRASHES: u32 = 2;
 
 impl WorkerTask {
@@ -176,7 +179,7 @@ impl WorkerTask {
         loop {
             let slots_changed = self.engine.slots.changed().listen();
             if self.handle.is_closing() {
-                // The drop of the leases puts the jobs back into the queue.
+                // Each entry contains a job and its lease. The drop of the lease puts the job back into the queue.
                 self.jobs.clear();
                 self.suspects.clear();
                 self.engine.wake();
@@ -200,7 +203,7 @@ impl WorkerTask {
         }
     }
 
-    /// Starts the next job if a permit is free.
+    /// Starts the next job if a permit is free. A suspect starts only when the worker has no other job that waits.
     fn next_start(&mut self) -> Option<BoxFuture<'static, ()>> {
         if !self.jobs.is_empty() {
             let permit = self.engine.try_start(&self.handle, false)?;

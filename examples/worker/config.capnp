@@ -4,7 +4,7 @@ using Workerd = import "/workerd/workerd.capnp";
 const config :Workerd.Config = (
   services = [
     (name = "receipts", worker = .receipts),
-    # The mail service runs on this computer.
+    # Allows requests to private addresses, because the mail service runs on this computer.
     (name = "internet", network = (allow = ["private"])),
   ],
   sockets = [(name = "http", address = "127.0.0.1:8787", http = (), service = "receipts")],

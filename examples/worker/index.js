@@ -1,4 +1,4 @@
-// The module that the runtime loads: it starts the wasm module, and exports the handler.
+// The runtime loads this module, which starts the WebAssembly module and exports the handler.
 import module from "./pkg/receipts_bg.wasm";
 import { handle, initSync } from "./pkg/receipts.js";
 

@@ -5,8 +5,13 @@
 //! cargo run -p background-tasks-host --example dashboard --features dashboard,http
 //! ```
 //!
-//! Open the address that the program prints, and press Ctrl-C to see the drain. Each task ends when an HTTP request releases it, for
-//! example `curl -X POST http://127.0.0.1:7979/release/checkout`.
+//! Open the address that the program prints. To see the drain, press Ctrl-C. Then end the task `checkout` with this command:
+//!
+//! ```sh
+//! curl -X POST http://127.0.0.1:7979/release/checkout
+//! ```
+//!
+//! The tasks `import`, `report`, `export` and `upload` end in the same way.
 
 use background_tasks::{Registry, Restart, ShutdownSignal, TokioSpawner};
 use background_tasks_host::{Dashboard, Host, HttpServer, Liveness, StderrObserver, TimedBody};
@@ -26,7 +31,7 @@ use tokio::time::sleep;
 
 type Shop = Registry<TokioSpawner>;
 
-/// The names of the released tasks. A task ends when its name is released.
+/// The names of the tasks that an HTTP request has released. Such a task ends.
 #[derive(Clone, Default)]
 struct Released(Arc<Mutex<HashSet<String>>>);
 
@@ -70,7 +75,8 @@ async fn main() -> ExitCode {
     host.run(requests.signal()).await
 }
 
-/// Starts services and the tasks of tenants. Each tenant is a child registry that stays open while its handle exists.
+/// Starts the services, and the tasks of the tenants. Each tenant is a child registry. The child registry stays open while a handle of it
+/// exists.
 fn start_workers(workers: &Shop, liveness: Liveness, released: &Released) -> [Shop; 3] {
     let backoff = Duration::from_millis(500);
     let outbox = Restart::on_failure().unlimited().backoff(backoff, backoff);
@@ -87,7 +93,7 @@ fn start_workers(workers: &Shop, liveness: Liveness, released: &Released) -> [Sh
     [first, second, connection]
 }
 
-/// Simulates a task that waits for a search engine. The search engine does not answer, so the task reports no progress.
+/// Simulates a task that waits for a search engine. The search engine never answers, so the task reports no progress.
 async fn index(liveness: Liveness, signal: ShutdownSignal) {
     signal.await;
     drop(liveness);

@@ -14,15 +14,16 @@ pub(crate) fn authority<B>(request: &Request<B>) -> Option<Authority> {
     (agreed && is_host_and_port(&first)).then_some(first)
 }
 
-/// Rejects authorities that only resemble a trusted host. For example, `localhost@` contains user information, and in `[::1].example`, the
-/// parser finds the host `[::1]`.
+/// Returns whether the authority consists of a host and an optional port. Some other authorities look like a trusted host: `localhost@`
+/// contains user information, and in `[::1].example`, the parser finds the host `[::1]`.
 fn is_host_and_port(authority: &Authority) -> bool {
     let rest = authority.as_str().strip_prefix(authority.host());
     rest.is_some_and(|rest| rest.is_empty() || rest.strip_prefix(':').is_some_and(|port| port.bytes().all(|b| b.is_ascii_digit())))
 }
 
-/// Returns whether the host is one of `names`, or is `localhost` or an IP address, which DNS cannot change. This check prevents DNS
-/// rebinding. Without the check, another web page could reach this server under the page's own host name.
+/// Returns whether the host is one of `names`, `localhost`, or an IP address. This check prevents DNS rebinding. In this attack, a web page
+/// makes its own host name resolve to the address of this server, to reach the server under that name. DNS cannot change where `localhost`
+/// and IP addresses lead.
 pub(crate) fn is_trusted(authority: &Authority, names: &[String]) -> bool {
     let host = authority.host();
     cannot_be_rebound(host) || names.iter().any(|name| name.eq_ignore_ascii_case(host))

@@ -20,7 +20,7 @@ mod imp {
         let style = ProgressStyle::with_template(TEMPLATE).expect("the template is valid").progress_chars("=> ");
         BAR.set_style(style);
         BAR.set_prefix(format!("{grace:?}"));
-        let _ = writeln!(io::stderr()); // the terminal has just shown `^C`
+        let _ = writeln!(io::stderr()); // the terminal shows `^C` in the current line
         BAR.reset();
         BAR.set_draw_target(ProgressDrawTarget::stderr());
     }
@@ -35,7 +35,7 @@ mod imp {
         BAR.finish_and_clear();
     }
 
-    /// Hides the bar while `write` runs, so that the written text appears above the bar.
+    /// Hides the bar while `write` runs, so that the text that `write` writes appears above the bar.
     pub(crate) fn suspend(write: impl FnOnce()) {
         BAR.suspend(write);
     }

@@ -18,60 +18,61 @@ use std::sync::Arc;
 
 const HTML: &str = include_str!("dashboard/dashboard.html");
 
-/// This policy makes the browser run only the page's own script and style. If the page has changed, a test prints the new hashes.
+/// With this policy, the browser uses only the script and the style of the page, which have these hashes. After a change of the page, a
+/// test fails and prints the new hashes.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
-    script-src 'sha256-mcpzWj61GLhBBAYG6XWXLm9FyFrin2J1aRbZTyIqFBI='; \
+    script-src 'sha256-ZGfjv3x40a5aionQeYiKLq341xtuoeUvIauZLPWdLP8='; \
     style-src 'sha256-J0t5ZzmGqJekd2wsuqa73b0P1t19fOd6SIzJtWBwSiE='; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The names that `Host`, `HttpServer` and `RequestLayer` give to the tasks that serve requests.
+/// The names of the tasks that serve requests: `Host`, `HttpServer` and `RequestLayer` use these names.
 const SERVING: [&str; 3] = ["program", "connection", "request"];
 
 /// A web page that shows the tasks of a registry and aborts them.
 ///
-/// The page shows the tasks in flight, the outcomes of ended tasks, the number of tasks that end per second, and the progress of a drain.
-/// The page also lists [services](Registry::service) with their restarts and their last loss, and [child registries](Registry::child) as
-/// groups. With [`phases`](Self::phases), the page also shows the phases of a host, the rest of the grace period, and tasks that report no
-/// progress. If the registry is not [inspected](background_tasks::RegistryBuilder::inspect), the page shows only counts and services, and
-/// says why.
+/// The page shows the tasks in flight, the outcomes of ended tasks, and the progress of a drain. It also shows how many tasks end per
+/// second. It lists [services](Registry::service) with their restarts and their last loss, and [child registries](Registry::child) with
+/// their number of tasks. With [`phases`](Self::phases), the page also shows the phases of a host, the rest of the grace period, and tasks
+/// that report no progress. If the registry is not [inspected](background_tasks::RegistryBuilder::inspect), the page shows only counts and
+/// services, and explains why.
 ///
 /// The page works with the keyboard and with screen readers, and follows the color scheme of the browser. Before the page aborts a task, it
-/// asks for confirmation.
+/// asks the user for confirmation.
 ///
-/// The last segment of a request's path selects one of three resources. `…/events` is a stream of events for the page. A POST to
-/// `…/abort?id=12-7` aborts a task. Every other path is the page itself. Mount the dashboard at any path that does not end with `events` or
-/// `abort`. The server can strip the prefix of the path or keep it. The page loads nothing from other servers.
+/// You can mount the dashboard at any path that does not end with `events` or `abort`. Only the last segment of a request's path matters,
+/// so the server can strip the prefix of the path or keep it. `…/events` is a stream of events for the page. A POST to `…/abort?id=12-7`
+/// aborts a task. Every other path returns the page. The page loads nothing from other servers.
 ///
 /// The dashboard and each open stream of events hold a handle of the registry. Over HTTP/1.1, each open page uses one connection, and a
 /// browser opens at most six connections to one host name.
 ///
-/// The events contain JSON for the page of the same release. Other programs must not read this JSON, because it can change in every
-/// release. Other programs can use [`Registry::tasks`], [`Registry::services`] and [`Registry::summary`], whose results serialize to
-/// documented JSON.
+/// The events contain JSON for the page of the same release. Do not read this JSON in other programs, because it can change in every
+/// release. Instead, use [`Registry::tasks`], [`Registry::services`] and [`Registry::summary`], whose results serialize to documented JSON.
 ///
 /// # Cost
 ///
-/// While no page is open, the dashboard costs nothing. An event lists at most 200 tasks, 100 services and 50 child registries. To make the
-/// event, the registry must still read the state of all tasks. A stream sends two events per second, and ten events per second during a
-/// drain. If events are expensive, the time between two events grows to at most 2 seconds, or 250 milliseconds during a drain. If at least
-/// a thousand tasks are in flight, all pages share the same events.
+/// While no page is open, the dashboard costs nothing. Each open page receives two events per second, and ten events per second during a
+/// drain. An event lists at most 200 tasks, 100 services and 50 child registries. But to make an event, the dashboard reads the state of
+/// all tasks in flight. If this takes long, the time between two events grows to at most 2 seconds, or 250 milliseconds during a drain. If
+/// at least a thousand tasks are in flight, all open pages share their events, so that each event is made only once.
 ///
 /// # Security
 ///
-/// The page has no login. Everyone who can reach the page can see the names of the tasks and abort the tasks. Therefore restrict the
+/// The page has no login. Everyone who can reach the page can see the names of the tasks, and can abort the tasks. Therefore restrict the
 /// access: listen on the loopback address, or put the page behind the authentication of your service.
 ///
-/// Other web pages in the same browser cannot use the dashboard. The dashboard accepts an abort only from the page's own origin. To prevent
-/// DNS rebinding, the dashboard serves the page only under `localhost`, IP addresses, and the host names that were passed to
+/// Other web pages in the same browser cannot use the dashboard. The dashboard aborts a task only if the request comes from its own page.
+/// To prevent DNS rebinding, the dashboard answers only requests to `localhost`, IP addresses, and the host names that you have passed to
 /// [`allow_host`](Self::allow_host).
 ///
 /// # Shutdown
 ///
-/// A server that drains waits for its open responses, so an open stream of events would delay the drain. Therefore each stream ends on its
-/// own when shutdown has started and only tasks that [serve requests](Self::serving) are still in flight. If the registry is not inspected,
-/// the stream ends when shutdown starts. A stream checks every tenth of a second whether it must end. So a stream delays a drain by at most
-/// a tenth of a second, or by up to 0.3 seconds if there are many tasks. If a client does not read its response and the server does not
-/// limit this time, the client can delay the drain until the grace period expires.
+/// A server that drains waits for its open responses, so an open stream of events would delay the drain. Therefore, during a drain, each
+/// stream ends on its own when only tasks that [serve requests](Self::serving) are still in flight. If the registry is not inspected, its
+/// tasks are not known, so the stream already ends when shutdown starts. During a drain, a stream checks every tenth of a second whether it
+/// must end. So a stream delays the drain by at most a tenth of a second, or by up to 0.3 seconds if there are many tasks. A client that
+/// does not read its response can delay the drain until the grace period expires. To prevent this, use a server that limits this time, such
+/// as `HttpServer`.
 ///
 /// # Examples
 ///
@@ -108,15 +109,16 @@ impl Dashboard {
         Self { source: Arc::new(source), allowed_hosts: Vec::new() }
     }
 
-    /// Shows all registries of a host as phases, with their tasks, child registries and services. In addition, the page shows whether the
-    /// host is [ready](Host::readiness), the rest of its [delay](Host::delay) and grace period, and tasks that exceed their
-    /// [`Liveness`](crate::Liveness) timeout.
+    /// Makes the page show all registries of a host, with their tasks, child registries and services. Each registry is one phase of the
+    /// drain. In addition, the page shows whether the host is [ready](Host::readiness), the rest of its [delay](Host::delay) and grace
+    /// period, and tasks that exceed their [`Liveness`](crate::Liveness) timeout.
     ///
     /// Pass the names in the order of the host's registries. If a phase has no name, the page shows its number.
     ///
-    /// Pass to [`new`](Self::new) the registry that counts the requests of the page: a registry of the host, or a child of such a registry.
-    /// During the drain of this registry, the page disconnects when only tasks that [serve requests](Self::serving) are in flight. To watch
-    /// all phases until their end, serve the page in the last phase, as the repository's `host/examples/dashboard.rs` does.
+    /// The registry that you have passed to [`new`](Self::new) must be the registry that counts the requests of the page. It must be a
+    /// registry of the host, or a child of such a registry. During the drain of this registry, the page disconnects when only tasks that
+    /// [serve requests](Self::serving) are in flight. If this registry is the last one of the host, the page therefore shows the drain of
+    /// all earlier phases to their end. The repository's `host/examples/dashboard.rs` does this.
     ///
     /// # Examples
     ///
@@ -135,8 +137,8 @@ impl Dashboard {
         self
     }
 
-    /// Adds a host name, such as `"tasks.example.com"`, under which the dashboard serves the page, on any port. Default: only `localhost`
-    /// and IP addresses.
+    /// Adds a host name, such as `"tasks.example.com"`, to which the dashboard accepts requests, on any port. Default: only `localhost` and
+    /// IP addresses.
     ///
     /// If a request has another host name, the dashboard answers with status 403.
     #[must_use = "this returns the dashboard"]
@@ -145,9 +147,9 @@ impl Dashboard {
         self
     }
 
-    /// Adds names of tasks that only serve requests, such as `"stream"`. An open page can keep such tasks in flight, so the stream of
-    /// events does not wait for these tasks during a drain. Default: `"request"`, which `RequestLayer` uses, `"connection"`, which
-    /// `HttpServer` uses, and `"program"`, which [`Host`] uses.
+    /// Adds names of tasks that only serve requests, such as `"stream"`. An open page keeps the tasks that serve its requests in flight. So
+    /// during a drain, the page disconnects as soon as only tasks with these names are in flight. Default: `"request"`, which
+    /// `RequestLayer` uses, `"connection"`, which `HttpServer` uses, and `"program"`, which [`Host`] uses.
     #[must_use = "this returns the dashboard"]
     pub fn serving(mut self, names: &'static [&'static str]) -> Self {
         self.configure().serving.extend(names);
@@ -160,7 +162,7 @@ impl Dashboard {
 
     /// Returns the response to a request, without reading the body of the request.
     ///
-    /// This method returns immediately. If the response is a stream of events, its body produces events while the server polls it.
+    /// This method returns immediately. If the response is a stream of events, its body makes the events while the server polls the body.
     pub fn respond<B>(&self, request: &Request<B>) -> Response<DashboardBody> {
         let Some(authority) = authority(request).filter(|authority| is_trusted(authority, &self.allowed_hosts)) else {
             return text(
@@ -188,7 +190,7 @@ impl Dashboard {
     fn events(&self) -> Response<DashboardBody> {
         let events = Events::new(self.source.clone());
         let mut response = respond(StatusCode::OK, "text/event-stream", DashboardBody::events(events));
-        // Without this header, nginx buffers the events.
+        // Without this header, an nginx proxy would buffer the events, and the page would show them late.
         response.headers_mut().insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
         response
     }
@@ -215,7 +217,7 @@ impl Dashboard {
 fn html(body: DashboardBody) -> Response<DashboardBody> {
     let mut response = respond(StatusCode::OK, "text/html; charset=utf-8", body);
     let headers = response.headers_mut();
-    // The response to a HEAD request needs this header, because it has no body from which the server could compute the length.
+    // The server cannot compute this header for a HEAD request, because the response has no body.
     headers.insert(header::CONTENT_LENGTH, HTML.len().into());
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(CONTENT_SECURITY_POLICY));
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));

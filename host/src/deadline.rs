@@ -13,20 +13,21 @@ use std::time::{Duration, Instant};
 
 /// After the deadline, the host waits at most this long until the aborted tasks have ended.
 pub(crate) const ABORT_TIMEOUT: Duration = Duration::from_millis(500);
-/// After `ABORT_TIMEOUT` has expired, `main` has this time to return.
+/// After `ABORT_TIMEOUT` has expired, `main` has at most this time to return.
 pub(crate) const MAIN_TIMEOUT: Duration = Duration::from_millis(250);
 /// The process exits at most this long after the deadline.
 pub(crate) const EXIT_MARGIN: Duration = ABORT_TIMEOUT.saturating_add(MAIN_TIMEOUT);
 /// If the process was asked to stop, `main` has this time by default to return after the drain.
 const DEFAULT_MAIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// After a second signal, the host waits at most this long for the last line and the flush of stdout.
+/// After a second signal, the host waits at most this long until it has written the last line and flushed stdout.
 const SECOND_SIGNAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// The exit code after a second signal. Shells report the same code (128 + SIGINT) if SIGINT ends a process.
 pub(crate) const SECOND_SIGNAL_EXIT_CODE: u8 = 130;
 /// The exit code if the drain missed its deadline, if `main` did not return in time, or if the function of `fail_if` returned true.
 pub(crate) const TOO_LATE: u8 = 1;
 
-/// Makes a second signal end the process immediately, unless it arrives within the repeat window. The effect ends when the hook is dropped.
+/// Makes a second signal end the process immediately, unless the signal arrives within the repeat window. When the returned hook is
+/// dropped, a second signal no longer has this effect.
 pub(crate) fn exit_on_second_signal(phases: &Phases, repeat_window: Duration) -> SecondSignalHook {
     let phases = phases.clone();
     SecondSignalHook::new(repeat_window, move || {
@@ -38,11 +39,11 @@ pub(crate) fn exit_on_second_signal(phases: &Phases, repeat_window: Duration) ->
     })
 }
 
-/// The settings of a host that limit how long the process exists.
+/// The time limits of a host.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     pub(crate) grace: Duration,
-    /// The longest time for the return of `main` after the drain; see [`Host::main_timeout`](crate::Host::main_timeout).
+    /// The longest time that `main` may take to return after the drain; see [`Host::main_timeout`](crate::Host::main_timeout).
     pub(crate) main_timeout: Option<Duration>,
 }
 
@@ -86,7 +87,7 @@ impl Deadline {
 
     /// Makes the process exit soon after the deadline, even if the drain, the executor or `main` is blocked.
     ///
-    /// If the registries drain in time, limits how long `main` may take to return. If a newer host exists, this limit does not apply.
+    /// If the registries drain in time, also limits how long `main` may take to return, unless a newer host exists by then.
     pub(crate) fn enforce(&self, state: Arc<HostState>, hook: HookKey, output: &OutputThread) -> Enforcement {
         let (drained, drained_in_time) = channel();
         // If the grace period has expired before `run`, the tasks need the margin from now on.
@@ -104,7 +105,7 @@ impl Deadline {
                     return;
                 }
             }
-            // After a missed deadline, `run` may have already returned the exit code to `main`. In this case, the code must not change.
+            // After a missed deadline, `run` may have already returned the exit code to `main`. The code must then not change.
             if is_in_time || !state.is_finished() {
                 state.set_exit_code(TOO_LATE);
             }
@@ -127,14 +128,14 @@ const MAIN_IS_LATE: &str = "`main` has not returned in time after the drain, exi
     its clean-up, or blocking work that the runtime's destructor waits for, is still running";
 
 impl Limits {
-    /// Waits until the time limit for the return of `main` has expired. Call this method immediately after the drain.
+    /// Waits until the time in which `main` must return has expired. Call this method immediately after the drain.
     fn wait_for_main(self) {
         let drained = Instant::now();
         let was_requested = signals::requested_at().is_some();
         let timeout = self.main_timeout.or_else(|| was_requested.then_some(DEFAULT_MAIN_TIMEOUT));
         let main_deadline = timeout.and_then(|timeout| drained.checked_add(timeout));
         let requested_at = signals::wait_for_request(main_deadline);
-        // For `main`, the grace period starts with the request, even if the drain started earlier.
+        // If the request arrives after the start of the drain, a new grace period for `main` starts with the request.
         let grace_end = requested_at.and_then(|requested_at| requested_at.checked_add(self.grace));
         let last_moment = [main_deadline, with_margin(grace_end)].into_iter().flatten().min();
         thread::sleep(last_moment.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now())));
@@ -145,8 +146,8 @@ fn with_margin(deadline: Option<Instant>) -> Option<Instant> {
     deadline.and_then(|at| at.checked_add(EXIT_MARGIN))
 }
 
-/// Reports the end of the drain to the thread that enforces the deadline. If the drain panics, this value is dropped, and the thread then
-/// makes the process exit.
+/// Reports the end of the drain to the thread that enforces the deadline. If the drain panics, it drops this value, and the thread makes
+/// the process exit.
 pub(crate) struct Enforcement(Sender<()>);
 
 impl Enforcement {
@@ -154,7 +155,7 @@ impl Enforcement {
         let _ = self.0.send(());
     }
 
-    /// Lets the process exist until [`EXIT_MARGIN`] after the deadline, so that `main` has time to return.
+    /// Makes the thread wait until [`EXIT_MARGIN`] after the deadline before it ends the process, so that `main` has time to return.
     pub(crate) fn missed_deadline(self) {
         std::mem::forget(self.0);
     }

@@ -12,33 +12,36 @@ use tower_service::Service;
 /// A layer that runs each call to its service as a task of a registry, so that the call continues if the client disconnects.
 ///
 /// Without this layer, a server drops the future of a handler when the client disconnects. The handler then stops at its current await
-/// point, for example between two writes that belong together. With this layer, the handler continues to its end, although its response is
-/// not sent. The registry counts the outcome of the task, and the drain waits for the task. When the grace period expires, a
-/// [`Host`](crate::Host) aborts the task if the registry is [inspected](background_tasks::RegistryBuilder::inspect).
+/// point, for example between two writes that belong together. With this layer, the handler continues to its end, although the server does
+/// not send its response. The handler runs as a task of the registry, so the drain waits for it. If the task is still in flight when the
+/// grace period expires, a [`Host`](crate::Host) aborts it, provided that the registry is
+/// [inspected](background_tasks::RegistryBuilder::inspect).
 ///
-/// The layer passes the request to the service unchanged, so the body limits and the extensions of outer layers apply. If the client
-/// disconnects before it has sent the whole request body, a handler that reads the body receives an error.
+/// The layer does not change the request, so the service sees the body limits and the extensions that outer layers have added. If the
+/// client disconnects before it has sent the whole request body, a handler that reads the body receives an error.
 ///
 /// # Outcomes
 ///
 /// | outcome | meaning |
 /// | --- | --- |
 /// | completed | The service returned a response or an error. |
-/// | panicked | The service panicked. While the client is connected, the panic then continues in the task of the connection. |
+/// | panicked | The service panicked. If the client is still connected, the panic continues in the task of the connection. |
 /// | aborted | The task was aborted. The layer answers with status 503. |
 /// | abandoned | The executor dropped the task. The layer answers with status 503. |
 /// | rejected | The registry has drained or is [full](RejectReason::Full). The layer answers with status 503, and drops the future of the service before its first poll. |
 ///
-/// The tasks take [no permits](Registry::without_permit) of a registry that has a limit. Such a registry rejects these tasks as full only
-/// at a much higher limit; see [`RejectReason::Full`].
+/// The tasks take [no permits](Registry::without_permit) of a registry that has a limit. Tasks without a permit have their own, much higher
+/// limit; see [`RejectReason::Full`].
 ///
 /// # Other layers
 ///
-/// A task ends when the service returns its response. If the response body does further work, such as a stream, this work still ends when
+/// A task ends when the service returns its response. If the response body is a stream that does further work, this work still ends when
 /// the client disconnects. To make the drain wait for response bodies too, put a [`RequestLayer`](crate::RequestLayer) around this layer.
 /// The registry then counts each request in addition to its task. If the client disconnects, the request counts as abandoned, and the task
-/// counts with its own outcome. If a timeout layer is inside this layer, the timeout ends the handler. If it is outside this layer, the
-/// timeout ends only the wait for the response.
+/// counts with its own outcome.
+///
+/// If you put a timeout layer inside this layer, the timeout ends the handler. If you put it outside this layer, the timeout ends only the
+/// wait for the response, and the handler continues.
 ///
 /// The task does not run in the tracing span of the request. To run the task in this span, use the spawner
 /// [`InSpan`](https://docs.rs/background-tasks/latest/background_tasks/struct.InSpan.html).
@@ -63,10 +66,9 @@ pub struct DetachLayer<S> {
 }
 
 impl<S: Clone> DetachLayer<S> {
-    /// Creates a layer that runs calls as tasks of `registry`. The tasks have the name `handler`, and this call to `new` as their call
-    /// site.
+    /// Creates a layer that runs calls as tasks of `registry`. The tasks have the name `handler`. Their call site is this call to `new`.
     ///
-    /// The layer and each of its services hold a handle of the registry.
+    /// The layer and each service that it creates hold a handle of the registry.
     #[track_caller]
     pub fn new(registry: &Registry<S>) -> Self {
         Self { registry: registry.clone(), name: "handler", location: Location::caller() }
@@ -123,7 +125,7 @@ where
 pub struct DetachFuture<T, E> {
     /// `None` if the registry has rejected the task.
     task: Option<JoinHandle<Result<T, E>>>,
-    /// Whether a 503 response of the layer closes the connection.
+    /// Whether the connection closes if the layer answers with status 503.
     close_connection: bool,
 }
 

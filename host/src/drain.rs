@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 /// The settings of a host for its drain.
 pub(crate) struct Settings {
     pub(crate) limits: Limits,
-    /// After a request to stop, the program continues for this time; see [`Host::delay`](crate::Host::delay).
+    /// The time for which the program continues after a request to stop; see [`Host::delay`](crate::Host::delay).
     pub(crate) delay: Duration,
     /// The tasks that must report progress; see [`Host::liveness`](crate::Host::liveness).
     pub(crate) liveness: Vec<WatchedTask>,
@@ -33,7 +33,7 @@ pub(crate) struct Settings {
     pub(crate) status: Arc<HostStatus>,
     /// Whether to show the progress bar; see [`Host::progress_bar`](crate::Host::progress_bar).
     pub(crate) progress_bar: Option<bool>,
-    /// Decides whether the exit code must report a failure because of lost tasks; see [`Host::fail_if`](crate::Host::fail_if).
+    /// Returns whether the process must exit with code 1 because of lost tasks; see [`Host::fail_if`](crate::Host::fail_if).
     pub(crate) fail_if: Box<dyn FnOnce(&Summary) -> bool + Send>,
 }
 
@@ -73,7 +73,7 @@ async fn any(mut signals: Vec<ShutdownSignal>) {
 struct Drain {
     phases: Phases,
     state: Arc<HostState>,
-    /// This signal is triggered when the process is asked to stop.
+    /// The signal that is triggered when the process is asked to stop.
     stop_requested: ShutdownSignal,
     hook: HookKey,
     deadline: Deadline,
@@ -116,16 +116,16 @@ impl Drain {
         if let Some(substitute) = self.state.keep_in_flight(&first) {
             self.phases.insert_first(substitute);
         }
-        // The program is checked before the tasks are counted. If the program ends between these two steps, the program must not count as a
-        // task.
+        // This line must come before the count of the tasks. In the other order, a program that ends between the two lines would count as a
+        // task, and the warning below would be wrong.
         let program = usize::from(self.state.program_in_flight().is_some());
         let in_flight = self.phases.in_flight();
-        // If the program has ended without a request to stop and no task is in flight, the drain is not reported.
+        // If a program ends without tasks in flight and was not asked to stop, as a batch program does, the host reports no drain.
         let is_silent = !self.stop_requested.is_triggered() && in_flight == 0;
         let is_logged = emits_events() && self.phases.are_shutdowns_logged();
-        // The cause is reported before the shutdown starts, because observers can log the start and the end of the shutdown.
+        // The line about the cause must come before the lines in which observers log the start and the end of the shutdown.
         self.report_cause();
-        // The warning does not concern the program, which is dropped at the deadline even if no registry can abort tasks.
+        // The program needs no warning, because the host drops the program at the deadline even if no registry is inspected.
         if !can_abort && !self.deadline.is_infinite() && in_flight > program {
             self.progress.log(Level::Warn, CANNOT_ABORT.to_owned());
             self.progress.flush(LAST_LINES_TIMEOUT);
@@ -136,7 +136,7 @@ impl Drain {
         }
         let is_in_time = self.drain_phases();
         self.progress.finish();
-        // During the drain, the loss of a task may have started the shutdown of a later phase.
+        // A task of a later phase may have been lost during the drain, and its loss may have started the shutdown of its phase.
         self.report_cause();
         if !is_in_time {
             self.state.set_exit_code(TOO_LATE);
@@ -164,7 +164,7 @@ impl Drain {
         }
     }
 
-    /// Waits for the delay after a request to stop, while the program continues. The wait ends early if a registry is shut down or the
+    /// After a request to stop, waits for the delay, while the program continues. The wait ends early if a registry is shut down or the
     /// program ends.
     fn wait_before_drain(&mut self, delay: Duration) {
         let mut is_over = pin!(any(self.phases.signals().collect()).or(self.state.program_ended()));
@@ -181,7 +181,7 @@ impl Drain {
         }
     }
 
-    /// Reports the program's error, and the lost task that started a shutdown.
+    /// Reports why the shutdown started: the program's error, or the task whose loss started a shutdown.
     fn report_cause(&mut self) {
         self.state.report_error();
         if let (false, Some(task)) = (self.has_reported_loss, self.phases.shutdown_cause()) {
@@ -191,7 +191,8 @@ impl Drain {
         }
     }
 
-    /// Shuts down and drains one registry after the other. Returns true if all registries have drained, or if `run` was dropped.
+    /// Shuts down and drains one registry after the other. Returns true if all registries have drained, or if the future of `run` was
+    /// dropped.
     fn drain_phases(&mut self) -> bool {
         let phases = self.phases.clone();
         for len in 1..=phases.registries().len() {
@@ -210,10 +211,10 @@ impl Drain {
         true
     }
 
-    /// Waits until these registries have drained, or until only the `reserved` part of the grace period is left.
+    /// Waits until these registries have drained, or until only the time `reserved` is left of the grace period.
     fn drain_registries(&mut self, registries: &[Registry<()>], reserved: Duration) -> Waited {
         for registry in registries {
-            // The first update is immediate, so that systemd shows a status from the start.
+            // The first wait does not block, so that systemd receives a status at the start of the drain.
             let mut interval = Duration::ZERO;
             while let Err(stragglers) = registry.shutdown().wait_timeout(interval) {
                 let remaining = self.deadline.remaining();
@@ -247,7 +248,7 @@ impl Drain {
         if let Some(line) = program {
             self.progress.log(Level::Warn, line);
         }
-        // Observers report the aborted tasks after this line.
+        // The flush writes this line before observers report the aborted tasks.
         self.progress.flush(LAST_LINES_TIMEOUT);
         self.phases.abort();
         self.state.abort_program();
@@ -265,7 +266,7 @@ impl Drain {
         }
     }
 
-    /// Returns a line about a late program, with the probable reason. The other stragglers may be tasks that wait for the program.
+    /// If the program is still in flight, returns a line that says so and gives the probable reason.
     fn describe_program(&self, late: &[Stragglers]) -> Option<String> {
         let location = self.state.program_in_flight()?;
         let state = match late.iter().map(Stragglers::len).sum() {
@@ -286,10 +287,11 @@ impl Drain {
 const CANNOT_ABORT: &str = "no registry is inspected, so no report names a task, and no task can be aborted when the grace period expires: \
     build the registry with `inspect` to change this";
 
-/// The host logs this message after the last report. The message `CANNOT_ABORT` can be far above this report in the log.
+/// The host logs this message after the last report, because the message `CANNOT_ABORT` can be far above this report in the log.
 const NO_NAMES: &str = "the report names no task, because no registry is inspected: build the registry with `inspect`";
 
-/// The shortest time between two liveness checks during the drain. A shorter time would also update the progress too often.
+/// The shortest time between two liveness checks during the drain. Each check also updates the progress, so a shorter time would update the
+/// progress too often.
 pub(crate) const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The reason why the wait for registries ended.
@@ -303,8 +305,8 @@ enum Waited {
     Dropped,
 }
 
-/// Describes the oldest tasks in flight. If no registry is inspected, the description contains only the program and the number of other
-/// tasks.
+/// Describes the oldest tasks in flight. If no registry is inspected, the tasks are not known. The description then contains only the
+/// program and the number of other tasks.
 fn oldest(phases: &Phases, state: &HostState, in_flight: usize) -> String {
     let tasks = phases.oldest();
     match state.program_in_flight() {

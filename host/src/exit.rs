@@ -5,7 +5,7 @@ use std::process;
 use std::thread;
 use std::time::Duration;
 
-/// Exits the process after `last_output` has run and stdout has been flushed. If the output is blocked, exits when the timeout has expired.
+/// Exits the process after `last_output` has run and stdout has been flushed. If a write blocks, exits when the timeout has expired.
 pub(crate) fn exit_within(timeout: Duration, code: u8, last_output: impl FnOnce() + Send + 'static) -> ! {
     let exit = move || {
         // The report comes before the output. If blocked output prevented the report, Windows would report a crash.
@@ -22,6 +22,6 @@ pub(crate) fn exit_within(timeout: Duration, code: u8, last_output: impl FnOnce(
 
 /// Exits the process immediately. Does not flush output or run destructors, so nothing can block the exit.
 pub(crate) fn exit_now(code: u8) -> ! {
-    // This calls C's `_exit`, also on Windows.
+    // This function calls C's `_exit`, also on Windows.
     signal_hook::low_level::exit(code.into())
 }

@@ -5,7 +5,8 @@ use crate::readiness::Readiness;
 use crate::signals::{self, SecondSignalHook};
 use crate::status::HostStatus;
 use crate::terminal::{Level, log};
-use crate::{drain, phases::Phases, systemd, webjobs, windows_service};
+use crate::windows_service::{self, HostService};
+use crate::{drain, phases::Phases, systemd, webjobs};
 use background_tasks::{Registry, ShutdownSignal, Summary, TaskOutput};
 use futures_lite::FutureExt;
 use std::fmt;
@@ -22,37 +23,42 @@ use std::time::Duration;
 /// [`run`](Self::run) takes these steps:
 ///
 /// 1. The host polls the program's future. Shutdown starts when one of these events happens:
-///    - SIGTERM or SIGINT arrives; see [`shutdown_signal`](crate::shutdown_signal) for Windows.
+///    - SIGTERM or SIGINT arrives. For the signals of Windows, see [`shutdown_signal`](crate::shutdown_signal).
 ///    - A request to stop arrives without a signal; see [`stop_on`](Self::stop_on) and [`request_stop`](crate::request_stop).
 ///    - The program ends.
 ///    - A task with a [critical](Liveness::critical) handle reports no progress in time.
+///    - A lost task starts the shutdown of its registry, for example because the task is critical.
 ///    - Other code shuts down one of the registries.
 /// 2. The host shuts down the first registry, which triggers the registry's signal. The program continues until its future ends. For
-///    example, a server that waits for the signal accepts no new connections and finishes its current requests. Until the program ends, the
-///    registry counts the program as a task in flight with the name `program`, and therefore accepts the tasks that the last requests
-///    start. In a registry with a [limit](background_tasks::RegistryBuilder::max_in_flight), the program takes [no
-///    permit](Registry::without_permit), so a full registry counts the program too. If the program must start tasks in a full registry, it
-///    can mark these tasks as [follow-ups](Registry::follow_up), because follow-ups can wait for a permit during the drain.
-/// 3. The host drains the first registry, and then the registries that [`then`](Self::then) added, one after the other. When the last task
-///    has ended, `run` returns the exit code. If stderr is blocked, `run` returns up to two seconds later. If the process was asked to
-///    stop, `main` must return within the [`main_timeout`](Self::main_timeout) after the drain. If `main` takes longer, for example because
-///    a runtime's destructor waits for a blocking read of stdin, the host ends the process.
-/// 4. If the drain takes longer than the [grace period](Self::grace), the host shuts down all registries and reports the stragglers, which
-///    are the tasks that are still in flight. Then the host [aborts](Registry::abort) these tasks and all tasks that start later, and drops
-///    the program's future. The host waits at most half a second for the aborted tasks, and then reports the tasks that are still in
-///    flight. The reports name only tasks of [inspected](background_tasks::RegistryBuilder::inspect) registries, and the host aborts only
-///    these tasks. If tasks are in flight and no registry is inspected, the host logs a warning at the start of the drain. If the
-///    host drops the program's future, the summary counts the program as aborted. If the first registry is not inspected, the summary
-///    counts the program as abandoned instead. If the program is still in flight at the deadline, the report says so. A common reason is a
-///    server with an open connection, for example because a client has sent only half a request.
+///    example, a server that waits for the signal accepts no new connections and finishes its current requests. From now on, the registry
+///    counts the program as a task in flight with the name `program`. Until the program ends, the registry therefore accepts the tasks that
+///    the last requests start. The program takes [no permit](Registry::without_permit), so a registry that has reached its
+///    [limit](background_tasks::RegistryBuilder::max_in_flight) counts the program too. During the drain, only
+///    [follow-ups](Registry::follow_up) can wait for a permit. If the program must start a task even if the registry is full, it can mark
+///    the task as a follow-up.
+/// 3. The host drains the first registry. Then the host drains the registries that you added with [`then`](Self::then), one after the
+///    other. When the last task has ended, `run` returns the exit code. If writes to stderr block, `run` returns up to two seconds later.
+///    If the process was asked to stop, `main` must return within the [`main_timeout`](Self::main_timeout) after the drain. If `main` takes
+///    longer, for example because a runtime's destructor waits for a blocking read of stdin, the host ends the process.
+/// 4. If the drain takes longer than the [grace period](Self::grace), the host shuts down all registries. The host reports the stragglers,
+///    which are the tasks that are still in flight. Then the host [aborts](Registry::abort) these tasks and all tasks that start later, and
+///    drops the program's future. The host waits at most half a second for the aborted tasks. Then it reports the tasks that are still in
+///    flight.
 ///
-/// If a process was asked to stop or missed the deadline, it exits at most one second after the deadline. The process exits even if a
-/// runtime's destructor waits for blocking work, or if the executor is blocked forever. Before the exit, the host flushes stdout, but it
-/// does not wait for a reader that has stopped reading. The host does this work on its own threads.
+///    The host can name and abort only tasks of [inspected](background_tasks::RegistryBuilder::inspect) registries. If tasks are in flight
+///    and no registry is inspected, the host logs a warning at the start of the drain.
 ///
-/// If the program ends without a request to stop, the host limits the time of `main` after the drain only if
-/// [`main_timeout`](Self::main_timeout) is set. So `main` has time, for example to write a report. If the process is asked to stop while
-/// `main` still runs, `main` must return within a grace period that starts with the request.
+///    If the program is still in flight at the deadline, the report says so. A common reason is that the server waits for an open
+///    connection, for example because a client has sent only half a request. If the first registry is inspected, the summary counts the
+///    dropped program as aborted, and otherwise as abandoned.
+///
+/// If a process was asked to stop or misses the deadline, it exits at most one second after the deadline. Separate threads of the host
+/// enforce the deadline. So the process exits even if a runtime's destructor waits for blocking work, or if a task blocks the executor
+/// forever. Before the exit, the host flushes stdout. If the reader of stdout has stopped reading, the host does not wait for it.
+///
+/// If the program ends without a request to stop, `main` can then take as long as it needs, for example to write a report. To limit this
+/// time, set [`main_timeout`](Self::main_timeout). If the process is asked to stop while `main` still runs, a new grace period starts.
+/// `main` must return before it expires.
 ///
 /// # Signals
 ///
@@ -60,30 +66,32 @@ use std::time::Duration;
 ///
 /// - A signal within the [repeat window](Self::repeat_window) after the first signal counts as the same request.
 /// - The first signal after a [request without a signal](crate::request_stop) counts as the same request.
-/// - During the delay and the drain, SIGHUP does not end the process, because tasks must be able to finish even if the terminal was closed.
-///   [`handle_sighup`](Self::handle_sighup) does not change this. After the drain, SIGHUP limits how long `main` may take, as SIGTERM does.
+/// - SIGHUP does not end the process during the delay and the drain, with or without [`handle_sighup`](Self::handle_sighup). If the
+///   terminal was closed, the tasks must still be able to finish. After the drain, SIGHUP limits how long `main` may take, as SIGTERM does.
 ///
-/// [`shutdown_signal`](crate::shutdown_signal) lists the signals. The page of this function also explains what happens to signals that the
+/// The documentation of [`shutdown_signal`](crate::shutdown_signal) lists the signals. It also explains what happens to signals that the
 /// parent process has ignored or blocked.
 ///
 /// # Fork
 ///
 /// A program can create the host and then fork, for example to become a daemon. In the child process, [`run`](Self::run) receives the
 /// signals of the child, including signals that arrived between the fork and `run`. Fork before you call `run`, and before the program
-/// starts threads. If a signal arrives in the microsecond of the fork itself, the child can hang, because the thread that waits for signals
-/// may hold a lock. To prevent this, block the signals during the fork, or fork before you create the host.
+/// starts threads. If a signal arrives in the microsecond of the fork itself, the child can hang. At this moment, a thread of the parent
+/// may hold a lock, and no thread of the child releases it. To prevent this, block the signals during the fork, or fork before you create
+/// the host.
 ///
 /// # Several hosts
 ///
 /// A request to stop applies to the whole process. If a host is created after the request, the host stops immediately, and has only the
 /// rest of the grace period that started at the request. To prevent this, call [`forget_stop_request`](Self::forget_stop_request). While
-/// several hosts exist, only the host whose `new` or `run` was called last reacts to a second signal and limits how long `main` may take.
+/// several hosts exist, only one of them reacts to a second signal and limits how long `main` may take. This is the host whose `new` or
+/// `run` was called last.
 ///
 /// # Exit codes
 ///
 /// | exit code | meaning |
 /// | --- | --- |
-/// | 0 | all registries drained within the grace period, and `main` returned in time; lost tasks change this code only if [`fail_if`](Self::fail_if) says so |
+/// | 0 | all registries drained within the grace period, and `main` returned in time; a lost task changes this code only if its loss starts the shutdown, or if the function of [`fail_if`](Self::fail_if) returns true |
 /// | 1 | the grace period expired before the drain ended, `main` did not return in time, or the function of [`fail_if`](Self::fail_if) returned true or panicked |
 /// | 2 | the host, the program or a task failed: see the list below |
 /// | 101 | the program or a future of [`stop_on`](Self::stop_on) panicked |
@@ -100,28 +108,30 @@ use std::time::Duration;
 ///   has started, this loss does not change the exit code.
 /// - A task with a [critical](Liveness::critical) handle reported no progress in time, and this started the shutdown.
 ///
-/// With the codes 2 and 101, the process exits after the drain. If several of the codes 1, 2 and 101 apply, the process exits with the code
-/// that was set first in time. For example, if the program returns an error and then the grace period expires, the code is 2.
+/// If the code is 2 or 101, the process still drains before it exits. If several of the codes 1, 2 and 101 apply, the earliest failure
+/// determines the code. For example, if the program returns an error and then the grace period expires, the code is 2.
 ///
 /// If a service answers before its work is done, call [`fail_if`](Self::fail_if). Without `fail_if`, the process exits with code 0 even if
-/// the registry dropped or rejected a task.
+/// tasks were dropped before their end or were rejected.
 ///
 /// # Output
 ///
 /// The host reports the drain on stderr. On a terminal, the host shows a progress bar with the oldest tasks (feature `bar`). If stderr is
-/// not a terminal, the host writes a line at the start, and a line with the oldest tasks every two seconds. The ages of services are not
-/// shown. In both cases, the last line contains the outcomes. The host reports nothing if all of this is true: the program succeeds without
-/// a signal, no task is in flight, and no task was lost.
+/// not a terminal, the host writes a line at the start, and a line with the oldest tasks every two seconds. The bar and the lines show no
+/// ages of services. At the end, a line shows how many tasks ended with each outcome. If the program succeeds without a request to stop, no
+/// task is in flight, and no task was lost, the host reports nothing.
 ///
 /// With the feature `tracing` and a global subscriber, the host emits tracing events instead of lines. The events have no parent span. The
-/// host emits one event for each straggler, for at most the 100 oldest stragglers of each registry. The event of a straggler has the task
-/// fields of [`TracingObserver`](https://docs.rs/background-tasks/latest/background_tasks/struct.TracingObserver.html),
-/// `task.is_abortable`, and `task.abort_requested` if the host has aborted the task but the task is still in flight. If a host emits
-/// events, it shows the progress bar only if `progress_bar` enables the bar. If every registry has a `TracingObserver`, or another observer
-/// that [logs the shutdown](background_tasks::Observer::logs_shutdown), the host itself does not report the start and the end of the drain.
+/// host emits one event for each of the 100 oldest stragglers of a registry. This event has the task fields of
+/// [`TracingObserver`](https://docs.rs/background-tasks/latest/background_tasks/struct.TracingObserver.html) and the field
+/// `task.is_abortable`. If the host has aborted the task but the task is still in flight, the event also has the field
+/// `task.abort_requested`. A host that emits events shows the progress bar only after a call to `progress_bar(true)`.
+///
+/// A `TracingObserver` already logs the start and the end of the drain. If every registry has this observer, or another observer that [logs
+/// the shutdown](background_tasks::Observer::logs_shutdown), the host does not log them again.
 ///
 /// The reports name only tasks of [inspected](background_tasks::RegistryBuilder::inspect) registries. The host does not report each lost
-/// task. An [`Observer`](background_tasks::Observer) of the registry reports lost tasks, for example
+/// task. To report each of them, give the registry an [`Observer`](background_tasks::Observer), for example
 /// [`StderrObserver`](crate::StderrObserver).
 ///
 /// # Examples
@@ -152,6 +162,7 @@ pub struct Host {
     progress_bar: Option<bool>,
     stop_on: Pin<Box<dyn Future<Output = ()> + Send>>,
     webjobs_file: bool,
+    service: HostService,
     stop_requested: io::Result<ShutdownSignal>,
     second_signal_hook: SecondSignalHook,
     location: &'static Location<'static>,
@@ -162,15 +173,16 @@ impl Host {
     /// error.
     ///
     /// A signal that arrives between this call and [`run`](Self::run) is not lost: `run` handles it. In an async `main`, such as one with
-    /// `#[tokio::main]`, the runtime has already started threads. In this case, a signal that arrives in the few microseconds of this call
-    /// can be lost. To prevent this, create the host in a synchronous `main`, before the runtime. See
-    /// [`shutdown_signal`](crate::shutdown_signal).
+    /// `#[tokio::main]`, the runtime has already started threads. In this case, a signal that arrives during this call, which takes a few
+    /// microseconds, can be lost. To prevent this, create the host in a synchronous `main`, before the runtime.
     ///
-    /// If no other host and no caller of `shutdown_signal` uses the signals, they have their default actions after the host is dropped.
+    /// When the host is dropped, the signals have their default actions again, unless another host exists or the program has called
+    /// [`shutdown_signal`](crate::shutdown_signal).
     #[track_caller]
     pub fn new<S>(registry: &Registry<S>) -> Self {
         let phases = Phases::new(registry.with_spawner(()));
-        // The hook is set here, so that a second signal also ends a program that hangs at its start.
+        // This hook handles the second signal. It is set here and not only in `run`, so that a second signal ends a program that hangs
+        // before `run`.
         let repeat_window = Duration::from_secs(1);
         let second_signal_hook = deadline::exit_on_second_signal(&phases, repeat_window);
         Self {
@@ -184,6 +196,7 @@ impl Host {
             progress_bar: None,
             stop_on: Box::pin(pending()),
             webjobs_file: true,
+            service: HostService::default(),
             stop_requested: signals::install(),
             second_signal_hook,
             location: Location::caller(),
@@ -195,25 +208,26 @@ impl Host {
     /// While the earlier registries drain, this registry stays open and accepts tasks from them. A typical order is: requests, then
     /// workers, then the tasks of the connection pool.
     ///
-    /// The registries of a host can be [children](Registry::child) of one parent registry. Do not add the parent too: its summary includes
-    /// the tasks of its drained children, so the host would count these tasks two times.
+    /// The registries of a host can be [children](Registry::child) of one parent registry. Do not add the parent too. The summary of the
+    /// parent includes the tasks of its drained children, so the host would count these tasks twice.
     ///
-    /// If the earlier registries use up the whole grace period, the host shuts this registry down only when the grace period expires, and
-    /// immediately aborts its tasks. To prevent this, reserve time with [`then_with_reserve`](Self::then_with_reserve).
+    /// If the earlier registries use up the whole grace period, the host shuts this registry down only when the grace period expires. Then
+    /// the host immediately aborts the tasks of this registry. To prevent this, reserve time with
+    /// [`then_with_reserve`](Self::then_with_reserve).
     pub fn then<S>(self, registry: &Registry<S>) -> Self {
         self.then_with_reserve(registry, Duration::ZERO)
     }
 
-    /// Adds a registry as [`then`](Self::then) does, and reserves the last part of the [grace period](Self::grace) for it.
+    /// Adds a registry as [`then`](Self::then) does, and reserves the last part of the [grace period](Self::grace) for this registry.
     ///
-    /// The host shuts this registry down when the earlier registries have drained, or when only the reserve of the grace period is left. So
-    /// the earlier registries can use the grace period minus all later reserves. A task that does not end cannot use up the time of the
-    /// later registries. When only the reserve is left, the host reports the stragglers of the earlier registries, but it aborts them only
-    /// when the grace period expires.
+    /// The host shuts this registry down when the earlier registries have drained. If they take too long, the host shuts this registry down
+    /// when only the reserve is left of the grace period. So a task of an earlier registry that does not end cannot use up the reserved
+    /// time. When only the reserve is left, the host reports the stragglers of the earlier registries, but it aborts them only when the
+    /// grace period expires.
     ///
-    /// Several reserves add up. With a grace period of 25 seconds and two later registries with reserves of 5 and 2 seconds, the host shuts
-    /// these registries down after at most 18 and 23 seconds. If the reserves of this registry and of all later registries together are at
-    /// least as long as the grace period, the host shuts this registry down at the start of the drain.
+    /// The reserves of several registries add up. For example, the grace period is 25 seconds, and two registries are added with reserves
+    /// of 5 and 2 seconds. The host then shuts the first of the two down after at most 18 seconds, and the second after at most 23 seconds.
+    /// If this sum is at least the grace period, the host shuts the first of the two down at the start of the drain.
     ///
     /// # Examples
     ///
@@ -232,14 +246,13 @@ impl Host {
         self
     }
 
-    /// Sets the grace period: the longest time until the last registry has drained. Default: 10 seconds.
+    /// Sets the grace period: the longest time from the request to stop until all registries have drained. Default: 10 seconds.
     ///
-    /// The grace period starts when the process is asked to stop, even if the request arrives before [`run`](Self::run). If the grace
-    /// period has already expired when `run` starts, the host immediately aborts all tasks that can be aborted. If shutdown starts without a
-    /// request to stop, the grace period starts with the shutdown. A time that the clock cannot represent, such as `Duration::MAX`, means
-    /// that there is no limit.
+    /// The request to stop can arrive before [`run`](Self::run). If the grace period has already expired when `run` starts, the host
+    /// immediately aborts all tasks that can be aborted. If shutdown starts without a request to stop, the grace period starts with the
+    /// shutdown. A time that the clock cannot represent, such as `Duration::MAX`, means that there is no limit.
     ///
-    /// If the process is asked to stop only after the drain, `main` must return within a grace period that starts with the request.
+    /// If the process is asked to stop only after the drain, a new grace period starts. `main` must return before it expires.
     ///
     /// The supervisor must wait at least two seconds longer than the grace period before it kills the process. The page
     /// [deployment](crate::deployment) explains the settings of supervisors. With a grace period of zero, the host immediately aborts all
@@ -257,8 +270,8 @@ impl Host {
     /// Use a delay if a load balancer must see that the service is not ready before the service stops accepting connections. At the start
     /// of the delay, the host reports the stop to systemd or Windows, and [`readiness`](Self::readiness) becomes false. During the delay,
     /// the registry's signal is not triggered, and new tasks can start. The delay is part of the [grace period](Self::grace), so choose a
-    /// grace period that is longer than the delay. Until the drain starts, the host does not request more time from systemd or Windows, so
-    /// the delay must be shorter than the unit's `TimeoutStopSec`, and on Windows shorter than 30 seconds.
+    /// grace period that is longer than the delay. During the delay, the host does not request more time from systemd or Windows. So the
+    /// delay must be shorter than `TimeoutStopSec` of the systemd unit, and on Windows shorter than 30 seconds.
     ///
     /// The drain starts earlier if the program ends, or if other code shuts a registry down, for example because a critical task was lost.
     /// If shutdown starts without a request to stop, there is no delay. A second signal ends the process during the delay too.
@@ -267,7 +280,8 @@ impl Host {
         self
     }
 
-    /// Returns a value for a readiness probe. The value is ready until the process is asked to stop or the first registry is shut down.
+    /// Returns a value that says whether the service is ready, for a readiness probe. The service is ready until the process is asked to
+    /// stop or the first registry is shut down.
     #[must_use = "this returns a value for a readiness probe"]
     pub fn readiness(&self) -> Readiness {
         Readiness::new(self.phases.first().clone())
@@ -281,35 +295,36 @@ impl Host {
     /// Makes the host watch a task or service. If the task or service reports no progress for too long, the host logs a warning or starts
     /// the shutdown; see [`Liveness`].
     ///
-    /// Call this method one time for each task. The host does not keep the handle alive.
+    /// Call this method once for each task. The host does not keep the handle alive, so it stops watching when the task drops the handle.
     pub fn liveness(mut self, liveness: &Liveness) -> Self {
         self.liveness.push(WatchedTask::new(liveness));
         self.status.add_liveness(liveness);
         self
     }
 
-    /// Sets how long `main` may take to return after the drain. Default: 5 seconds if the process was asked to stop, and unlimited if it
-    /// was not. A shutdown that the program or a task starts is not a request to stop.
+    /// Sets how long `main` may take to return after the drain. Default: 5 seconds if the process was asked to stop; otherwise no limit. A
+    /// shutdown that the program or a task starts is not a request to stop.
     ///
     /// `main` needs this time for its clean-up and for the destructors of its variables. For example, the destructor of a tokio runtime
-    /// waits for blocking work that no registry counts, such as a read of stdin or the blocking closures of libraries. If `main` has not
-    /// returned when this time or the grace period has expired, the host reports an error and ends the process. The exit code is 1, unless
-    /// an earlier failure has set another exit code. If you call this method, the limit applies even if the program ends on its own.
+    /// waits for all blocking work, even if no registry counts the work. Such work is a read of stdin, or a blocking closure of a library.
+    /// If `main` has not returned when this time or the grace period has expired, the host reports an error and ends the process. The exit
+    /// code is 1, unless an earlier failure has set another exit code. If you call this method, the limit applies even if the process was
+    /// not asked to stop.
     ///
-    /// If the timeout is zero, the host does not wait for `main`. If the drain ends in time, [`run`](Self::run) does not return. Instead,
-    /// the process exits when the last task has ended, with the exit code that `run` would have returned. If the drain misses the deadline,
-    /// `run` returns. Use zero if the program reads stdin on a runtime, and `main` does no more work after `run`.
+    /// If the timeout is zero and the drain ends in time, [`run`](Self::run) does not return. Instead, the process exits when the last task
+    /// has ended, with the exit code that `run` would have returned. If the drain misses the deadline, `run` returns. Use zero if `main`
+    /// does no more work after `run`, and the program reads stdin on a runtime. The destructor of the runtime would wait for this read.
     pub fn main_timeout(mut self, timeout: Duration) -> Self {
         self.limits.main_timeout = Some(timeout);
         self
     }
 
-    /// Sets the time after the first signal in which further signals count as the same request to stop. Default: 1 second.
+    /// Sets for how long after the first signal further signals count as the same request to stop. Default: 1 second.
     ///
-    /// One request can arrive several times within milliseconds. For example, the terminal sends SIGINT for Ctrl-C to the whole process
-    /// group, and a launcher such as `npm` sends SIGINT to the program a second time. Some supervisors signal a process and then its
-    /// process group. A signal after this time ends the process immediately. If the window is zero, the second signal always ends the
-    /// process.
+    /// One request can arrive several times within milliseconds. For example, after Ctrl-C, the terminal sends SIGINT to the whole process
+    /// group. A launcher in this group, such as `npm`, then sends SIGINT to the program a second time. Some supervisors signal a process
+    /// and then its process group. A signal after the repeat window ends the process immediately. If the window is zero, the second signal
+    /// always ends the process.
     pub fn repeat_window(mut self, window: Duration) -> Self {
         self.repeat_window = window;
         self.second_signal_hook = deadline::exit_on_second_signal(&self.phases, window);
@@ -320,10 +335,12 @@ impl Host {
     /// codes, and time for `main` after the drain. Use this method if something other than a signal must stop the program, such as a
     /// message of an orchestrator.
     ///
-    /// [`run`](Self::run) polls the future together with the program, so the future can use the program's runtime. If the executor is
-    /// blocked, nothing polls the future. [`request_stop`](crate::request_stop) works even if the executor is blocked. The documentation of
-    /// `request_stop` describes the effect of further requests and signals. If the future panics, the process also stops, with exit code
-    /// 101. If you call this method several times, the process stops when the first of the futures resolves.
+    /// [`run`](Self::run) polls the future together with the program, so the future can use the program's runtime. If a task blocks the
+    /// executor, `run` cannot poll the future. The function [`request_stop`](crate::request_stop) stops the process even then. The
+    /// documentation of `request_stop` describes the effect of further requests and signals.
+    ///
+    /// If the future panics, the process also stops, and its exit code is 101. If you call this method several times, the process stops
+    /// when the first of the futures resolves.
     ///
     /// When the program has ended, the host drops the future. So the future has no effect if the end of the program makes it resolve or
     /// panic, for example because the program drops the sender of a channel.
@@ -350,12 +367,12 @@ impl Host {
     /// | start pending | from this call on, with a wait hint of 30 seconds |
     /// | running | when [`run`](Self::run) starts the program, or later: see [`running_when_ready`](Self::running_when_ready) |
     /// | stop pending | when the process is asked to stop or shutdown starts. Whenever tasks have ended, the host increases the checkpoint. The wait hint is the rest of the grace period, at most about 30 seconds |
-    /// | stopped | when `run` returns, or before the host ends the process. The host reports an exit code other than 0 as the service-specific error |
+    /// | stopped | when `run` returns or is dropped, or before the host ends the process. The host reports an exit code other than 0 as the service-specific error |
     ///
     /// The controls stop, shutdown and preshutdown of Windows ask the process to stop, as a signal does. When the system shuts down, all
-    /// services together have about 5 seconds to stop. Services that accept preshutdown, such as this service, have 10 seconds before these
-    /// 5 seconds start. So choose a grace period of at most 8 seconds, or install the service with a longer preshutdown timeout. As soon as
-    /// the host has reported that the service is stopped, Windows can end the process. Therefore do the clean-up in the program, not after
+    /// services together have about 5 seconds to stop. This service accepts preshutdown, so by default it has 10 additional seconds, before
+    /// these 5 seconds start. So choose a grace period of at most 8 seconds, or install the service with a longer preshutdown timeout. As
+    /// soon as the host has reported that the service is stopped, Windows can end the process. Therefore clean up in the program, not after
     /// `run`.
     ///
     /// If Windows has not started the process as a service, `run` logs an error and returns exit code 2.
@@ -381,7 +398,7 @@ impl Host {
     /// The repository's `examples/windows-service` is a complete service, with commands to install and uninstall it.
     #[cfg(feature = "windows-service")]
     pub fn windows_service(mut self, name: &str) -> Self {
-        self.stop_requested = self.stop_requested.and_then(|stop| windows_service::register(name).map(|()| stop));
+        self.stop_requested = self.stop_requested.and_then(|stop| self.service.register(name).map(|()| stop));
         self
     }
 
@@ -397,8 +414,8 @@ impl Host {
     ///
     /// This method has no effect on other systems, and in a process that is not a service.
     #[cfg(feature = "windows-service")]
-    pub fn running_when_ready(self) -> Self {
-        windows_service::wait_for_ready();
+    pub fn running_when_ready(mut self) -> Self {
+        self.service.wait_for_ready();
         self
     }
 
@@ -426,8 +443,8 @@ impl Host {
         self
     }
 
-    /// Makes the host handle its signals even if the process ignored them when the program started. Without this call, if a signal other
-    /// than SIGTERM was ignored when the program started, the signal stays ignored on Linux.
+    /// Makes the host handle its signals even if the process ignored them when the program started. Without this call, such signals stay
+    /// ignored on Linux, except SIGTERM, which the host always handles.
     ///
     /// `nohup` makes a program ignore SIGHUP, and a shell script makes its background jobs ignore SIGINT. On systems without
     /// `/proc/self/status`, the host always handles ignored signals; see [`shutdown_signal`](crate::shutdown_signal).
@@ -436,11 +453,11 @@ impl Host {
         self
     }
 
-    /// Forgets an earlier request to stop the process, so that this host runs until the next request.
+    /// Forgets an earlier request to stop the process, so that this host runs until the next request arrives.
     ///
     /// Use this method in a process that runs several hosts one after the other, such as a test or a supervisor. After this call, earlier
-    /// hosts that drained in time no longer limit how long `main` may take. If a future of [`shutdown_signal`](crate::shutdown_signal) has
-    /// already resolved, this call does not reset it.
+    /// hosts that drained in time no longer limit how long `main` may take. This call does not reset a future of
+    /// [`shutdown_signal`](crate::shutdown_signal) that has already resolved.
     pub fn forget_stop_request(mut self) -> Self {
         signals::forget_stop_request();
         self.stop_requested = self.stop_requested.and_then(|_| signals::install());
@@ -452,18 +469,19 @@ impl Host {
     ///
     /// If all registries drain within the grace period, the host calls `is_failure` one time, on a thread of the host. If a registry does
     /// not drain in time, the host does not call `is_failure`. `is_failure` receives a summary of the tasks of all registries. If
-    /// `is_failure` returns true, the last line of the host reports this as an error. If an earlier failure has already set an exit code,
-    /// that code stays. If `is_failure` panics, the process also exits with code 1.
+    /// `is_failure` returns true, the last line that the host logs is an error. If an earlier failure has already set an exit code, that
+    /// code stays. If `is_failure` panics, the process also exits with code 1.
     ///
     /// A second call replaces the function of the first call.
     ///
-    /// The summary counts from the creation of the registries, not from the request to stop. In a service that runs for weeks,
-    /// `!summary.is_clean()` is true after a single loss, such as one failed mail. Observers report these losses when they happen.
+    /// The summary counts all tasks since the creation of the registries, and not only the tasks after the request to stop. In a service
+    /// that runs for weeks, `!summary.is_clean()` is true after a single loss, such as one failed mail. Observers report each loss when it
+    /// happens.
     ///
     /// # Examples
     ///
-    /// This service responds before its work is done. The process exits with code 1 if a task was dropped or never started. The observers
-    /// report tasks that failed or panicked, so these tasks do not change the code:
+    /// This service responds before its work is done. The process exits with code 1 if a task was dropped before its end or never started.
+    /// The observers report tasks that failed or panicked, so these tasks do not change the code:
     ///
     /// ```
     /// # use background_tasks::Registry;
@@ -479,14 +497,14 @@ impl Host {
     ///   give the work its own registry, and check only the summary of this registry.
     /// - `aborted`, if operators or the program abort tasks
     ///
-    /// A batch program fails if any task was lost: `fail_if(|summary| !summary.is_clean())`.
+    /// This condition makes a batch program fail if any task was lost: `fail_if(|summary| !summary.is_clean())`.
     pub fn fail_if(mut self, is_failure: impl FnOnce(&Summary) -> bool + Send + 'static) -> Self {
         self.fail_if = Box::new(is_failure);
         self
     }
 
-    /// Shows or hides the progress bar of the drain. Default: shown, unless the host reports the drain as tracing events. If stderr is not
-    /// a terminal, the bar is never shown.
+    /// Shows or hides the progress bar of the drain. Default: the bar is shown, unless the host reports the drain as tracing events. If
+    /// stderr is not a terminal, the bar is never shown.
     ///
     /// A tracing subscriber that writes to the terminal of the bar overwrites the bar. For example, `tracing_subscriber::fmt::init()`
     /// writes to stdout. Before you show the bar in a program with a subscriber, make the subscriber write to [`stderr`](crate::stderr()):
@@ -508,14 +526,14 @@ impl Host {
     ///
     /// Dropping this future drops the program's future. If the drain has not started, the host leaves the registries open. If the drain has
     /// started, the registries that the host has shut down stay shut down, and their tasks continue. The host no longer waits for these
-    /// tasks, does not abort them, and does not shut down later registries. If no other host and no caller of `shutdown_signal` uses the
-    /// signals, they have their default actions after the drop: the next SIGTERM or SIGINT ends the process. To continue without the host,
-    /// call [`shutdown_signal`](crate::shutdown_signal) before you drop the future.
+    /// tasks, does not abort them, and does not shut down later registries. After the drop, the signals have their default actions again,
+    /// unless another host exists or the program has called [`shutdown_signal`](crate::shutdown_signal). With the default actions, the next
+    /// SIGTERM or SIGINT ends the process. To continue without the host, call `shutdown_signal` before you drop the future.
     ///
     /// # Deadlocks
     ///
-    /// The program must not await [`shutdown`](Registry::shutdown). `shutdown` starts the shutdown, and during a shutdown the host counts
-    /// the program as in flight, so the program would wait for itself. For the same reason, the program must not await
+    /// The program must not await [`shutdown`](Registry::shutdown). During a shutdown, the registry counts the program as in flight, and
+    /// `shutdown` waits until no task is in flight. So the program would wait for itself. For the same reason, the program must not await
     /// [`wait_idle`](Registry::wait_idle) after shutdown has started. To stop, the program can return or call
     /// [`start_shutdown`](Registry::start_shutdown). The host then drains the registries.
     pub async fn run<F>(mut self, program: F) -> ExitCode
@@ -525,7 +543,7 @@ impl Host {
         let state = Arc::new(HostState::new(self.location));
         self.second_signal_hook = deadline::exit_on_second_signal(&self.phases, self.repeat_window);
         let hook = self.second_signal_hook.key();
-        // This process may be a forked child of the process that created the host.
+        // This process may be a forked child of the process that created the host. The child needs its own thread for signals.
         let stop_requested = self.stop_requested.and_then(|stop| signals::install().map(|_| stop));
         let settings = drain::Settings {
             limits: self.limits,
@@ -550,7 +568,7 @@ impl Host {
             windows_service::report_stopped(FAILED);
             return FAILED.into();
         }
-        windows_service::report_started();
+        self.service.report_started();
         let notify_on_drop = NotifyOnDrop(&state);
         let ended = async {
             state.run_program(program).await;
@@ -576,7 +594,7 @@ impl Host {
             pending::<()>().await;
         };
         ended.or(systemd::keep_watchdog_alive()).or(stop).await;
-        // `notify_on_drop` and the drop of the hook are needed only if the future of `run` is dropped before this point.
+        // The destructors of `notify_on_drop` and of the hook must run only if the future of `run` is dropped before this point.
         std::mem::forget(notify_on_drop);
         self.second_signal_hook.keep();
         windows_service::report_stopped(state.exit_code());

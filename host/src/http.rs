@@ -34,17 +34,17 @@ const BUFFER: usize = 32 * 1024;
 const MAX_CONNECTIONS: usize = 4096;
 /// If the server fails to accept a connection, it waits this long before the next attempt.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
-/// When the server stops accepting connections, the reactor has this time to report bytes that a client has already sent. One turn of the
-/// reactor is enough.
+/// When the server stops accepting connections, it waits this long for bytes that a client has already sent. In this time, the runtime's
+/// reactor reports these bytes. One turn of the reactor is enough.
 const LAST_READ: Duration = Duration::from_millis(10);
 /// If a timeout is longer than this time, the server uses this time, because a longer timeout could overflow an `Instant`.
 const FOREVER: Duration = Duration::from_secs(60 * 60 * 24 * 365 * 30);
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
-/// An HTTP/1 server that works on any runtime, and runs its connections as tasks of a registry.
+/// An HTTP/1 server that works on any runtime. It runs its connections as tasks of a registry.
 ///
-/// The server uses hyper, and adds limits for clients and a graceful shutdown. For TLS and HTTP/2, put a proxy in front of the server.
+/// The server uses hyper, and adds a graceful shutdown and limits for clients. For TLS and HTTP/2, put a proxy in front of the server.
 ///
 /// | a client that … | is limited by |
 /// | --- | --- |
@@ -55,36 +55,40 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// | sends a large head | status 431 if the head is larger than 32 KiB |
 /// | uses an unknown host name | [`host_name`](Self::host_name), unless you call [`any_host_name`](Self::any_host_name) |
 ///
-/// A connection buffers at most 32 KiB of input, and 32 KiB of output in addition to the last frame of a response body. So a service needs
-/// less memory if it sends a large response in small frames. For example, if each of one thousand clients sends an incomplete request head
-/// of 31 KiB, the connections need about 45 MB together. The server does not limit other memory, so the service must limit it. For example,
-/// each connection can send a large request body, so a service that collects request bodies must limit their size (in axum:
-/// `DefaultBodyLimit`).
+/// # Memory
+///
+/// A connection buffers at most 32 KiB of input. For example, if each of one thousand clients sends an incomplete request head of 31 KiB,
+/// the connections together need about 45 MB. A connection also buffers at most 32 KiB of output and one frame of a response body. So a
+/// service needs less memory if it sends a large response in small frames.
+///
+/// The server does not limit the memory that the service itself uses. For example, a client can send a large request body. A service that
+/// collects whole request bodies must therefore limit their size (in axum: `DefaultBodyLimit`).
 ///
 /// # Compared with `axum::serve`
 ///
 /// A graceful shutdown waits until all connections have closed. `axum::serve` has no time limits, so a client that sends only half a
-/// request head delays the shutdown until the grace period expires. The host then reports that the program is still in flight, and names
-/// this cause. Also, `axum::serve` does not limit the number of connections, so they can use up all file descriptors of the process.
+/// request head delays the shutdown until the grace period expires. The host then reports that the program is still in flight, and that
+/// this can be the cause. `axum::serve` also does not limit the number of connections, so connections can use up all file descriptors of
+/// the process.
 ///
 /// # Shutdown
 ///
 /// When shutdown starts, [`serve`](Self::serve) stops accepting connections, and returns as soon as all connections have closed:
 ///
-/// - An idle connection that has served a request closes within 10 milliseconds, as does a connection with half the head of a request. A
-///   connection that has had no request stays open for the [`late_head_timeout`](Self::late_head_timeout), so that its client can send the
-///   first head.
+/// - A connection that waits for its next request closes within 10 milliseconds, even if half of the request head has arrived. A connection
+///   that has had no request stays open for the [`late_head_timeout`](Self::late_head_timeout), so that its client can still send a first
+///   request.
 /// - The server answers a request whose head has arrived, and then closes the connection.
-/// - The [`drain_timeout`](Self::drain_timeout) limits the time for the rest of a request body, and for a response that the client does not
-///   read. A client that reads a response slowly can still delay the drain until the grace period expires.
+/// - The [`drain_timeout`](Self::drain_timeout) limits how long the server waits for the rest of a request body, and for a client that does
+///   not read. A client that reads its response slowly can still delay the drain until the grace period expires.
 ///
-/// Each connection is a task of the registry with the name `connection`. The task takes [no permit](Registry::without_permit). So the drain
-/// waits for connections. Reports of stragglers list the open connections. If the service panics, its connection closes, and the registry
-/// counts a panicked task. If each request must have its own outcome, add a `RequestLayer` (feature `tower`).
+/// Each connection is a task of the registry with the name `connection`. So the drain waits for connections, and reports of stragglers list
+/// the open connections. The task takes [no permit](Registry::without_permit). If the service panics, its connection closes, and the
+/// registry counts a panicked task. If each request must have its own outcome, add a `RequestLayer` (feature `tower`).
 ///
-/// An upgraded connection (a WebSocket) counts as open until the service drops it, although the task of the connection has ended. Upgraded
-/// connections and streams of events must end at the registry's [`signal`](Registry::signal). `UntilShutdown` (feature `tower`) ends
-/// connections and streams at the signal.
+/// The task of a connection ends when the connection is upgraded (to a WebSocket). But the server still waits for the connection until the
+/// service drops it. The service must end upgraded connections and streams of events when the registry's [`signal`](Registry::signal) is
+/// triggered. The wrapper `UntilShutdown` (feature `tower`) does this.
 ///
 /// # Examples
 ///
@@ -138,7 +142,7 @@ struct Settings {
 }
 
 impl<S> HttpServer<S> {
-    /// Creates a server that runs its connections as tasks of `registry`. The call site of these tasks is this call to `new`.
+    /// Creates a server that runs its connections as tasks of `registry`. These tasks have this call to `new` as their call site.
     ///
     /// The timer must work on the runtime that polls the connections. The server keeps a handle of the registry.
     #[track_caller]
@@ -165,9 +169,9 @@ impl<S> HttpServer<S> {
     /// Sets how many connections can be open at the same time. Default: half of the process's soft limit of file descriptors, at most 4096.
     /// Minimum: 1. Maximum: 4,194,303 (1,023 on 32-bit targets). Larger values are reduced to the maximum.
     ///
-    /// The default leaves at least half of the file descriptors for the work of the service, such as files and connections to databases. If
-    /// a request needs more than one file descriptor for such work, set a lower limit. At the limit, the server accepts a new connection
-    /// only after another connection has closed. New clients wait in the listener's backlog.
+    /// With the default, at least half of the file descriptors are left for the service, for example for its files and database
+    /// connections. If a request needs more than one file descriptor for such work, set a lower limit. At the limit, the server accepts a
+    /// new connection only after another connection has closed. Meanwhile, new clients wait in the listener's backlog.
     ///
     /// On Windows, and if the limit cannot be read, the default is 4096.
     #[must_use = "this returns the server"]
@@ -178,31 +182,33 @@ impl<S> HttpServer<S> {
     /// Sets the longest time until the head of a request has arrived. Default: 5 seconds.
     ///
     /// The time starts when the connection opens, and restarts from zero after each response. So the server also closes a connection that
-    /// is idle for this long between two requests. If a load balancer keeps connections to the server open, the idle timeout of the load
-    /// balancer must be shorter than this time. If it is longer, the load balancer can send a request on a connection that the server is
-    /// closing.
+    /// is idle for this long between two requests.
+    ///
+    /// If a load balancer keeps connections to the server open, the load balancer's own idle timeout must be shorter than this time.
+    /// Otherwise, the load balancer can send a request on a connection that the server is closing.
     #[must_use = "this returns the server"]
     pub fn head_timeout(mut self, timeout: Duration) -> Self {
         self.settings.http.header_read_timeout(timeout.min(FOREVER));
         self
     }
 
-    /// Sets the longest time until the body of a request has arrived, counted from the moment at which the service first waits for the
-    /// body. Default: 30 seconds.
+    /// Sets the longest time until the body of a request has arrived. The time starts when the service first waits for the body. Default:
+    /// 30 seconds.
     ///
     /// When the time has expired, the service receives an error from the [`TimedBody`]. If the service then returns an error, the server
-    /// responds 408. If the service returns a response with an error status, the server changes the status to 408. After a response to a
-    /// late request body, the server closes the connection.
+    /// answers with status 408. If the service returns a response with an error status, the server changes this status to 408. After such a
+    /// response, the server closes the connection.
     #[must_use = "this returns the server"]
     pub fn body_timeout(mut self, timeout: Duration) -> Self {
         self.settings.body_timeout = timeout.min(FOREVER);
         self
     }
 
-    /// Sets the longest time until the client has read the next part of a response. Default: 30 seconds.
+    /// Sets the longest time for which the client can stop reading a response. Default: 30 seconds.
     ///
-    /// If no byte can be written for this long, the connection closes. Operating systems report progress only after the client has read a
-    /// large part of the socket's buffer. So a short time also closes the connections of slow clients.
+    /// If the server can write no byte for this long, it closes the connection. Do not choose a short time. Operating systems report
+    /// progress only after the client has read a large part of the socket's buffer. So a short time also closes the connections of slow
+    /// clients.
     #[must_use = "this returns the server"]
     pub fn write_timeout(mut self, timeout: Duration) -> Self {
         self.settings.write_timeout = timeout.min(FOREVER);
@@ -211,21 +217,21 @@ impl<S> HttpServer<S> {
 
     /// Sets an upper limit for the body timeout and the write timeout during a shutdown. Default: 5 seconds.
     ///
-    /// This time must be shorter than the grace period. If it is longer and a client sends only half a body, this client delays the drain
-    /// until the grace period expires.
+    /// Choose a time that is shorter than the grace period. Otherwise, a client that sends only half a body delays the drain until the
+    /// grace period expires.
     #[must_use = "this returns the server"]
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
         self.settings.drain_timeout = timeout.min(FOREVER);
         self
     }
 
-    /// Sets how long the server waits for the first request head of an open connection after it has stopped accepting connections. Default:
-    /// 10 milliseconds. Minimum: 10 milliseconds.
+    /// Sets how long the server waits for the first request of an open connection when shutdown starts. Default: 10 milliseconds. Minimum:
+    /// 10 milliseconds.
     ///
-    /// A client may have connected immediately before the shutdown. If another process accepts the next connections, set a longer time,
-    /// such as one second. Examples are `systemctl restart` of a service with a socket unit, and a rolling update. With a longer time, the
-    /// server does not close the connection of a new client before the client's request arrives. A client that sends nothing delays the
-    /// drain for this long, so the time must be shorter than the grace period.
+    /// A client may have connected immediately before the shutdown, and its first request may still be on the way. With the default, the
+    /// server can close the connection before this request arrives. Set a longer time, such as one second, if no request may fail while a
+    /// new process takes over. Examples are `systemctl restart` of a service with a socket unit, and a rolling update. A client that sends
+    /// nothing delays the drain for this long, so the time must be shorter than the grace period.
     #[must_use = "this returns the server"]
     pub fn late_head_timeout(mut self, timeout: Duration) -> Self {
         self.settings.late_head_timeout = timeout.clamp(LAST_READ, FOREVER);
@@ -235,11 +241,12 @@ impl<S> HttpServer<S> {
     /// Adds a host name, such as `"signups.example.com"`, to which the server accepts requests, on any port. Default: only `localhost` and
     /// IP addresses.
     ///
-    /// The server answers a request to another host name with status 421. This prevents DNS rebinding. In this attack, an attacker makes
-    /// the host name of a web page resolve to the address of this server, so that the browser treats the page and the server as the same
-    /// origin. The attack endangers servers that are protected only by a local or private address. Call
-    /// [`any_host_name`](Self::any_host_name) if the service is public and authenticates its requests, or if a proxy in front of the
-    /// service checks the name.
+    /// The server answers a request to another host name with status 421. This prevents DNS rebinding, an attack in which the host name of
+    /// a web page resolves to the address of this server. The browser then treats the page and the server as the same origin. The attack
+    /// endangers servers that are protected only by a local or private address.
+    ///
+    /// If the service is public and authenticates its requests, or if a proxy in front of the service checks the name, call
+    /// [`any_host_name`](Self::any_host_name).
     #[must_use = "this returns the server"]
     pub fn host_name(mut self, name: &str) -> Self {
         self.settings.host_names.get_or_insert_default().push(name.to_owned());
@@ -268,14 +275,15 @@ impl<S: Spawner> HttpServer<S> {
     /// Accepts and serves connections until shutdown has started and all connections have closed.
     ///
     /// `accept` returns the next connection. The server drops `accept` when it stops accepting connections. If `accept` owns the listener,
-    /// the listener closes at this moment, and the system refuses new clients. If `accept` fails because a client has disconnected, the
-    /// server immediately calls `accept` again. After any other error, such as too many open files, the server calls `accept` again after a
-    /// tenth of a second. The server logs only the first of several consecutive errors.
+    /// the listener closes at this moment, and the system refuses new clients.
+    ///
+    /// If `accept` fails because a client has disconnected, the server immediately calls `accept` again. After any other error, such as too
+    /// many open files, the server waits a tenth of a second before it calls `accept` again. If several of these errors follow each other,
+    /// the server logs only the first.
     ///
     /// # Cancel safety
     ///
-    /// If this future is dropped, the server stops accepting connections, and closes open connections as it does after the start of
-    /// shutdown.
+    /// If this future is dropped, the server stops accepting connections, and closes open connections as it does when shutdown starts.
     pub async fn serve<I, H, B>(&self, accept: impl AsyncFnMut() -> io::Result<I>, service: H)
     where
         I: Read + Write + Unpin + Send + 'static,
@@ -286,10 +294,11 @@ impl<S: Spawner> HttpServer<S> {
     }
 
     /// Accepts and serves connections until the future `end` resolves and all connections have closed; see [`serve`](Self::serve). When
-    /// `end` resolves, the server behaves as it does in `serve` when shutdown starts.
+    /// `end` resolves, the server does the same as `serve` does when shutdown starts.
     ///
-    /// Use this method if the server must stop accepting connections earlier or later than the registry's [`signal`](Registry::signal). If
-    /// a load balancer must see that the service is not ready before the listener closes, [`Host::delay`](crate::Host::delay) is enough.
+    /// Use this method if the server must stop accepting connections earlier or later than the registry's [`signal`](Registry::signal) is
+    /// triggered. If only a load balancer must see that the service is not ready before the listener closes, set
+    /// [`Host::delay`](crate::Host::delay) instead.
     pub async fn serve_until<I, H, B>(&self, end: impl Future<Output = ()>, accept: impl AsyncFnMut() -> io::Result<I>, service: H)
     where
         I: Read + Write + Unpin + Send + 'static,
@@ -297,11 +306,11 @@ impl<S: Spawner> HttpServer<S> {
         B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     {
         let settings = Arc::new(self.settings.clone());
-        // This registry counts and limits the connections, and its signal triggers their end.
+        // This registry counts and limits the open connections. Its signal makes them close.
         let connections = Registry::builder(()).max_in_flight(self.max_connections).build();
         let (signal, closed) = (connections.signal(), Arc::new(Event::new()));
         let accept_connections = async {
-            // These values are dropped before the connections drain.
+            // `accept` moves into this block, so that it is dropped, and its listener closes, before the connections drain.
             let (mut accept, service) = (accept, service);
             let mut is_failing = false;
             loop {
@@ -311,7 +320,8 @@ impl<S: Spawner> HttpServer<S> {
                         is_failing = false;
                         let connection = settings.clone().connection(io, service.clone(), permit, signal.clone());
                         self.registry.named("connection").location(self.location).without_permit().run(connection);
-                        // Under load, the next connection is always ready. The yield lets `end` and other tasks run.
+                        // Under load, the next connection is always ready, and the loop would never return `Pending`. The yield lets `end`
+                        // and other tasks run.
                         yield_now().await;
                     }
                     Err(error) if is_of_the_client(&error) => yield_now().await,
@@ -363,11 +373,13 @@ impl Settings {
         let connection = self.http.serve_connection(io, service).with_upgrades();
         async move {
             let mut connection = pin!(connection);
-            // A client that disconnects is not a failure of the task.
+            // If the client disconnects, the connection's future returns an error. This code ignores the error, because the task has not
+            // failed.
             if signal.run_until_shutdown(connection.as_mut()).await.is_some() {
                 return;
             }
-            // The server answers a request that arrived before `end` resolved, and a first request that arrives within `late_head_timeout`.
+            // The server has stopped. It still answers a request that has already arrived, and a first request that arrives within
+            // `late_head_timeout`.
             let is_new = !has_request.load(Ordering::Relaxed);
             let timeout = if is_new { self.late_head_timeout } else { LAST_READ };
             let closed_or_first_request = poll_fn(|cx| match connection.as_mut().poll(cx) {
@@ -380,7 +392,8 @@ impl Settings {
                 false
             };
             let has_closed = or(closed_or_first_request, timed_out).await;
-            // If the first request head is incomplete, hyper would wait for the rest. So a connection without a request is dropped here.
+            // With an incomplete first request head, hyper would wait for the rest. So a connection that has had no request is dropped and
+            // not shut down gracefully.
             if !has_closed && has_request.load(Ordering::Relaxed) {
                 connection.as_mut().graceful_shutdown();
                 let _ = connection.await;
@@ -407,13 +420,13 @@ fn default_max_connections() -> usize {
     MAX_CONNECTIONS
 }
 
-/// Returns whether the error affects only one connection, so that the listener still works.
+/// Returns whether the error affects only one connection. If it does, the listener still works.
 fn is_of_the_client(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-/// A permit that counts one open connection against the limit.
+/// Counts one open connection. While the number of permits is at the limit, the server accepts no connection.
 struct Permit {
     guard: Option<Guard>,
     closed: Arc<Event>,

@@ -10,27 +10,31 @@ use std::task::{Context, Poll, ready};
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// A layer that counts each request as in flight with a [`CompletionGuard`], for servers of tower services such as axum, tonic and hyper.
+/// A layer that counts each request as in flight, with a [`CompletionGuard`]. The layer works with servers that run tower services, such as
+/// axum, tonic and hyper.
 ///
 /// A request is in flight from the call to its service until the server drops the response body. A server drops the body when it has taken
-/// the whole body, or when the client has disconnected. So the drain waits for every response that has started. A request can start
-/// background tasks until the last frame of its response body, even while the registry drains.
+/// the last frame of the body, or when the client has disconnected. So the drain waits for every response that has started. While the
+/// registry drains, a request in flight can still start background tasks.
 ///
 /// The layer answers a request that arrives after the drain with status 503 and an empty body, and does not call the service. In HTTP/1,
-/// this response also closes the connection, so that the client connects to another server. In HTTP/2, the server itself closes
-/// connections.
+/// this response also closes the connection, so that the client sends its next request to another server. In HTTP/2, the server closes its
+/// connections without the help of this layer.
 ///
 /// # Limits
 ///
 /// Requests take [no permits](Registry::without_permit) of a registry that has a [limit](background_tasks::RegistryBuilder::max_in_flight).
-/// The limit applies to the tasks that requests start. The registry accepts a request even if tasks hold all permits. (The registry rejects
-/// a request only if 4,194,303 tasks without a permit are in flight, or 1,023 on 32-bit targets. The layer answers such a request with
-/// status 503 too.) To limit the number of requests, add another layer, such as `ConcurrencyLimitLayer` of the crate `tower`.
+/// The limit applies only to the tasks that requests start, so the registry accepts a request even if tasks hold all permits. Requests and
+/// other tasks without a permit have a separate limit of 4,194,303 tasks (1,023 on 32-bit targets). Above this limit, the layer answers
+/// with status 503. To limit the number of requests, add another layer, such as `ConcurrencyLimitLayer` of the crate `tower`.
 ///
-/// If the registry is full, `run` drops the task, and only the registry's observers and summary report this. A handler that answers with
-/// status 202 must not lose work in this way. Such a handler can call [`try_run`](Registry::try_run) and answer with status 503 after a
-/// rejection, as in the example. Or the handler can await `registry.follow_up().run_when_ready(task)`, which waits for a permit even while
-/// the registry drains. [`Host::fail_if`](crate::Host::fail_if) makes rejections visible in the exit code.
+/// If the registry is full, `run` drops the task. Only the registry's observers and its summary then report the rejection, and the handler
+/// does not notice it. A handler that answers with status 202 must not lose work in this way. It has two options:
+///
+/// - It can call [`try_run`](Registry::try_run), and answer with status 503 after a rejection, as in the example.
+/// - It can await `registry.follow_up().run_when_ready(task)`, which waits for a permit, even while the registry drains.
+///
+/// [`Host::fail_if`](crate::Host::fail_if) makes rejections visible in the exit code.
 ///
 /// # Outcomes
 ///
@@ -38,32 +42,34 @@ use tower_service::Service;
 /// | --- | --- |
 /// | completed | The server has taken the whole response body, or the service returned an error. The status of the response does not matter. |
 /// | panicked | The service or the body panicked. The panic continues to unwind. |
-/// | abandoned | The future of the service or the response body was dropped before its end. The reason can be that the client disconnected, the task of the connection was aborted, a timeout ended the call, or the body returned an error. |
+/// | abandoned | The future of the service or the response body was dropped before its end. Possible reasons: the client disconnected, the task of the connection was aborted, a timeout ended the call, or the body returned an error. |
 /// | rejected | The layer answered with status 503, as described above. |
 ///
-/// Responses to HEAD, and responses with a status such as 101, 204 or 304, have no body to send. If the response has no body to send, the
-/// request counts as completed when the server drops the response body. A body also counts as complete when the server has taken the
-/// announced number of bytes. Either the header `Content-Length` or the body itself announces this number.
+/// In responses to HEAD and in responses with a status such as 101, 204 or 304, a server sends no body. Such a request counts as completed
+/// when the server drops the response body, even if it has not taken the body. If the length of a body is known, the request also counts as
+/// completed when the server has taken this number of bytes. The header `Content-Length` or the body itself gives the length.
 ///
 /// # Other layers
 ///
-/// The layer can have any position in a stack of layers. If an outer layer answers a request, such as a CORS preflight, this layer does not
-/// count the request. If an outer layer drops the response body and sends another body, the request counts as abandoned.
+/// You can put this layer anywhere in a stack of layers. If a layer outside this layer answers a request itself, for example a CORS
+/// preflight, this layer does not count the request. If an outer layer drops the response body and sends another body, the request counts
+/// as abandoned.
 ///
 /// # Limitations
 ///
 /// The layer does not count connections. When the server drops a response body, the last bytes of the response can still be in the server's
-/// buffer. So start the server's own graceful shutdown with the registry's [`signal`](Registry::signal), and wait until the server has
-/// ended, as the example does. During this shutdown, the server accepts no connections, and closes each connection after its last response.
-/// If the drain must wait for connections, use `HttpServer` (feature `http`).
+/// buffer. To send them before the process exits, use the server's own graceful shutdown. Start it with the registry's
+/// [`signal`](Registry::signal), and wait until the server has ended. The example does this. During the server's shutdown, the server
+/// accepts no connections, and closes each connection after its last response. If the drain must wait for connections, use `HttpServer`
+/// (feature `http`).
 ///
-/// Apply the layer only to the routes for which the drain must wait. A response without an end, such as a stream of events, must end at the
-/// [`signal`](Registry::signal). If such a response continues after the signal, the drain waits until its client disconnects. If the client
-/// disconnects before the end of such a response, the request counts as abandoned.
+/// Apply the layer only to the routes for which the drain must wait. A response that does not end on its own, such as a stream of events,
+/// must end when the [`signal`](Registry::signal) is triggered. Otherwise the drain waits until the client of this response disconnects. If
+/// the client disconnects before the response ends, the request counts as abandoned.
 ///
-/// An upgraded connection (a WebSocket) continues after its response, so the guard of its request no longer counts it.
-/// [`UntilShutdown`](crate::UntilShutdown) holds a separate guard for the connection, and ends the connection at the signal.
-/// `UntilShutdown` also ends streams at the signal.
+/// An upgraded connection (a WebSocket) continues after the response to the request that opened it. The layer then no longer counts it.
+/// Wrap the connection in [`UntilShutdown`](crate::UntilShutdown), which counts it as in flight, and ends it when the signal is triggered.
+/// `UntilShutdown` also ends streams.
 ///
 /// If the client disconnects, the server drops the future of the handler at its current await point. With a
 /// [`DetachLayer`](crate::DetachLayer), the handler continues after the disconnect.
@@ -101,9 +107,9 @@ pub struct RequestLayer {
 }
 
 impl RequestLayer {
-    /// Creates a layer that counts requests in `registry`. The requests have the name `request`, and this call to `new` as their call site.
+    /// Creates a layer that counts requests in `registry`. The requests have the name `request`. Their call site is this call to `new`.
     ///
-    /// The layer and each of its services hold a handle of the registry.
+    /// The layer and each service that it creates hold a handle of the registry.
     #[track_caller]
     pub fn new<S>(registry: &Registry<S>) -> Self {
         Self { registry: registry.with_spawner(()), name: "request", location: Location::caller() }
@@ -183,12 +189,12 @@ where
             let unsent = unsent_bytes(this.method, &response);
             response.map(|body| RequestBody::new(Some(body), guarded.as_mut().project().guard.take(), unsent))
         });
-        guarded.complete(); // an error has no body to which the guard could move
+        guarded.complete(); // after an error; after a response, the body has taken the guard
         Poll::Ready(result)
     }
 }
 
-/// Returns how many bytes of the response body a server sends. Returns `None` if this number is unknown before the end of the body.
+/// Returns how many bytes of the response body a server sends. Returns `None` if only the end of the body shows this number.
 fn unsent_bytes<R: Body>(method: &Method, response: &Response<R>) -> Option<u64> {
     let status = response.status();
     let has_no_body = status.is_informational()
@@ -212,8 +218,8 @@ pub(crate) fn rejection<R: Body>(close_connection: bool) -> Response<RequestBody
 pin_project! {
     /// The body of a response that a [`RequestLayer`] returns. The request is in flight until this body is dropped.
     ///
-    /// The default value counts no request. Other layers use the default value if they answer in place of the service. The response bodies
-    /// of a [`DetachLayer`](crate::DetachLayer) also count no request.
+    /// The default value belongs to no request. Other layers use it if they answer in place of the service. The response bodies of a
+    /// [`DetachLayer`](crate::DetachLayer) also belong to no request.
     #[derive(Debug)]
     pub struct RequestBody<B>
     where
@@ -285,7 +291,8 @@ impl<B: Body> Body for RequestBody<B> {
 }
 
 pin_project! {
-    // The future or the response body of a request, and the request's guard. The guard is dropped last.
+    // The future or the response body of a request, and the guard that counts the request. The guard is dropped last, so the request is in
+    // flight until the inner value has been dropped.
     #[derive(Debug)]
     struct Guarded<T> {
         #[pin]
@@ -295,7 +302,7 @@ pin_project! {
 }
 
 impl<T> Guarded<T> {
-    /// Drops the inner value. Then counts the request as completed if the request's guard still exists.
+    /// Drops the inner value. Then counts the request as completed, unless the guard has moved to the response body.
     fn complete(self: Pin<&mut Self>) {
         let mut this = self.project();
         this.inner.set(None);
@@ -306,7 +313,8 @@ impl<T> Guarded<T> {
 
     /// Polls the inner value, unless it has been dropped.
     ///
-    /// After a panic, drops the inner value and then the guard while the panic unwinds, so that the request counts as panicked.
+    /// If the inner value panics, this method drops it and then the guard. It drops them while the panic unwinds, so that the request
+    /// counts as panicked.
     fn poll_with<P>(self: Pin<&mut Self>, poll: impl FnOnce(Pin<&mut T>) -> P) -> Option<P> {
         let mut this = self.project();
         let inner = this.inner.as_mut().as_pin_mut()?;

@@ -1,5 +1,5 @@
-//! Runs a program whose background tasks belong to a [`background_tasks`] registry. The crate handles termination signals, drains the
-//! registries, and returns an exit code.
+//! Runs a program that starts its background tasks in a [`background_tasks`] registry. At a termination signal, the crate shuts the
+//! registry down, waits until its tasks have ended, and returns an exit code.
 //!
 //! ```no_run
 //! use background_tasks::{Registry, TokioSpawner};
@@ -22,8 +22,8 @@
 //!
 //! [`Host`] runs a program from start to exit in one call, on any runtime. If you need only the signal, call [`shutdown_signal`].
 //!
-//! - [`recipes`] contains programs for axum, tonic, actix-web, warp, poem, and streams of events.
-//! - [`deployment`] contains the settings for Kubernetes, containers, systemd, Windows, Azure WebJobs and AWS Lambda.
+//! - [`recipes`] contains programs for axum, tonic, actix-web, warp, poem, streams of events and AWS Lambda.
+//! - [`deployment`] contains the settings for Kubernetes, containers, systemd, Windows, Azure, AWS Lambda and Cloudflare Workers.
 //!
 //! # Features
 //!
@@ -31,11 +31,11 @@
 //! | --- | --- |
 //! | `bar` (default) | a progress bar for the drain, on a terminal |
 //! | `dashboard` | `Dashboard`, a web page that shows the tasks and aborts them |
-//! | `http` | `HttpServer`, an HTTP/1 server, for every runtime, with limits for the connections, the memory and the time that clients use |
-//! | `systemd` | `notify_ready`, and a `Host` that notifies systemd; Linux |
+//! | `http` | `HttpServer`, an HTTP/1 server that works on every runtime, and limits how many connections, how much memory and how much time its clients use |
+//! | `systemd` | `notify_ready`, which reports to systemd that the program is ready, and a `Host` that notifies systemd; only on Linux |
 //! | `tower` | `RequestLayer`, which counts a request as in flight until the server drops the response body, for axum, tonic and hyper. `DetachLayer`, whose handlers continue if the client disconnects. `UntilShutdown`, which ends streams and upgraded connections. `SettleLayer`, for AWS Lambda |
 //! | `tracing` | a `Host` that reports the drain as tracing events |
-//! | `windows-service` | a `Host` that is a Win32 service, and `notify_ready`; Windows |
+//! | `windows-service` | `Host::windows_service`, which makes the program a Win32 service, and `notify_ready`; only on Windows |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(any(feature = "dashboard", feature = "http"))]
@@ -89,16 +89,16 @@ pub use self::settle::{SettleFuture, SettleLayer, SettleService};
 pub use self::signals::{request_stop, shutdown_signal};
 #[cfg(feature = "systemd")]
 pub use self::systemd::notify_ready;
-// Each cfg names one feature, so that the compiler can name the missing feature in an error.
+// There is one export for each feature. If the feature is missing, the compiler's error then names this feature.
 #[cfg(all(not(feature = "systemd"), feature = "windows-service"))]
 pub use self::systemd::notify_ready;
 pub use self::terminal::{Stderr, stderr};
 #[cfg(feature = "tower")]
 pub use self::until_shutdown::UntilShutdown;
 
-#[cfg(doc)] // also set for doctests, which need the feature
+#[cfg(doc)] // `doc` is also set for doctests, and the doctests of the recipes need `tower`
 #[cfg_attr(any(not(doctest), feature = "tower"), doc = include_str!("recipes.md"))]
-#[cfg_attr(not(doctest), doc = include_str!("frameworks.md"))] // its doctests are in runtimes/, with the frameworks as dependencies
+#[cfg_attr(not(doctest), doc = include_str!("frameworks.md"))] // runtimes/ depends on the frameworks, and runs these doctests
 pub mod recipes {}
 
 #[cfg(doc)]

@@ -16,30 +16,33 @@ const MAX_INTERVAL: Duration = Duration::from_secs(1);
 /// A handle through which a task or service reports its progress to the [`Host`](crate::Host).
 ///
 /// A task can wait forever, for example if a server no longer answers. Such a task does not end, so it does not count as lost, and
-/// observers do not report it. If a task with a handle reports no progress for longer than its timeout, the host logs a warning. If the
-/// name belongs to a service, or to a task of an [inspected](background_tasks::RegistryBuilder::inspect) registry, the warning also
-/// contains the call site. When the task reports progress again, the host logs a second line. If a task with a [critical](Self::critical)
-/// handle exceeds its timeout, the host starts the shutdown, and the process exits with code 2 after the drain.
+/// observers do not report it. A `Liveness` handle detects such a task. If a task with a handle reports no progress for longer than its
+/// timeout, the host logs a warning. If the handle has the name of a service, or of a task in an
+/// [inspected](background_tasks::RegistryBuilder::inspect) registry, the warning also contains the call site. When the task reports
+/// progress again, the host logs a second line. If a task with a [critical](Self::critical) handle exceeds its timeout, the host starts the
+/// shutdown, and the process exits with code 2 after the drain.
 ///
 /// Pass a reference to the handle to [`Host::liveness`](crate::Host::liveness), and move the handle into the task. All clones of a handle
-/// report progress of the same task.
+/// report the progress of the same task.
 ///
 /// The timeout starts when the host's [`run`](crate::Host::run) starts. Each report restarts the timeout from zero. The host checks a
-/// handle until its last clone is dropped, usually because the task ends. While a [service](background_tasks::Registry::service) with this
-/// name waits to run again, the timeout cannot expire. When the service runs again, the timeout restarts from zero. The host finds a service
-/// by its name, and checks only the first service with this name, so give each watched service its own name.
+/// handle until its last clone is dropped, usually because the task ends.
+///
+/// If the handle has the name of a [service](background_tasks::Registry::service), the timeout cannot expire while the service waits for
+/// its next run. The timeout restarts from zero with this run. The host finds a service by its name, and checks only the first service with
+/// this name, so give each watched service its own name.
 ///
 /// If the whole process was stopped, for example by SIGSTOP or `docker pause`, its tasks cannot report progress. So if the time between two
 /// checks is longer than half of the timeout and longer than 200 milliseconds, the timeout restarts from zero, unless the task is already
 /// late.
 ///
-/// From the request to stop until the end of the drain, the host reports only late services and late tasks of inspected registries. For
-/// other tasks, the host cannot distinguish a late task from a task that has ended. During this time, a critical handle has no further
-/// effect, because the process already stops.
+/// After the request to stop, tasks end. In a registry that is not inspected, the host cannot distinguish a late task from a task that has
+/// ended. Therefore, from the request to stop until the end of the drain, the host reports only late services and late tasks of inspected
+/// registries. During this time, critical handles only cause warnings, because the process already stops.
 ///
 /// The host checks handles on a separate thread, so it also reports a task that blocks the executor. The time between two checks is a
-/// quarter of the shortest timeout of all handles, but at most one second and at least 10 milliseconds (about 100 milliseconds during the
-/// drain).
+/// quarter of the shortest timeout of all handles. It is at most one second and at least 10 milliseconds. During the drain, it is at least
+/// about 100 milliseconds.
 ///
 /// # Examples
 ///
@@ -62,7 +65,7 @@ const MAX_INTERVAL: Duration = Duration::from_secs(1);
 /// }
 /// ```
 ///
-/// A service needs a clone of the handle for each run:
+/// Each run of a service needs its own clone of the handle:
 ///
 /// ```no_run
 /// # use background_tasks::{Registry, Restart, SmolSpawner};
@@ -104,8 +107,8 @@ impl Liveness {
 
     /// Makes the host start the shutdown if the task reports no progress in time.
     ///
-    /// This method returns a new handle, and the host watches only the handle that it has received. So call this method before you clone
-    /// the handle and before you pass it to [`Host::liveness`](crate::Host::liveness).
+    /// This method returns a new handle, which does not share its reports with clones of the old handle. So call this method before you
+    /// clone the handle and before you pass it to [`Host::liveness`](crate::Host::liveness).
     #[must_use = "this returns the critical handle"]
     pub fn critical(self) -> Self {
         let Progress { name, timeout, created, .. } = *self.0;
@@ -121,7 +124,7 @@ impl Liveness {
         WeakLiveness(Arc::downgrade(&self.0))
     }
 
-    /// Reports progress. This method only reads the clock and stores the time, so a task can call it for each item of its work.
+    /// Reports progress. This method only reads the clock and stores the time, so it is cheap enough to call for each item of work.
     pub fn report_progress(&self) {
         let elapsed = self.0.created.elapsed().as_micros();
         self.0.reported.store(u64::try_from(elapsed).unwrap_or(u64::MAX), Ordering::Relaxed);
@@ -143,7 +146,7 @@ impl Liveness {
     }
 }
 
-/// The host's weak reference to a handle. This reference does not keep the handle alive, so the checks end when the task drops the handle.
+/// The weak reference with which dashboards read a handle. The reference does not keep the handle alive.
 #[cfg_attr(not(feature = "dashboard"), expect(dead_code, reason = "only dashboards show late tasks"))]
 pub(crate) struct WeakLiveness(Weak<Progress>);
 
@@ -157,7 +160,7 @@ impl WeakLiveness {
 /// Checks whether tasks have reported progress in time.
 pub(crate) struct LivenessChecks {
     tasks: Vec<WatchedTask>,
-    /// The output of the host. `None` if there are no tasks to check. The drain then starts the output.
+    /// The thread that writes the lines of the host. `None` if there are no tasks to check. The drain then starts the thread.
     output: Option<OutputThread>,
     /// The time of the last check.
     checked: Instant,
@@ -166,7 +169,8 @@ pub(crate) struct LivenessChecks {
 /// The data that the host stores for a handle. The handle itself belongs to the task.
 pub(crate) struct WatchedTask {
     progress: Weak<Progress>,
-    /// The timeout does not start before this time, for example the time of the last start of a service.
+    /// The timeout counts from this time or from the last report, whichever is later. For a service, this is the time at which it last
+    /// started to run.
     not_before: Instant,
     restarts: u64,
     is_late: bool,
@@ -215,7 +219,8 @@ impl LivenessChecks {
         self.check_at(Instant::now(), phases, false)
     }
 
-    /// Checks the tasks like [`check`](Self::check), but after a request to stop or the start of shutdown.
+    /// Checks the tasks as [`check`](Self::check) does, but during the delay and the drain. A late critical task then has no further
+    /// effect.
     pub(crate) fn check_in_drain(&mut self, phases: &Phases) {
         self.check_at(Instant::now(), phases, true);
     }
@@ -257,7 +262,8 @@ impl WatchedTask {
         let recovery =
             service.as_ref().filter(|_| now.saturating_duration_since(reported) > progress.timeout).map(ToString::to_string);
         let task = service.map(|service| service.task).or_else(|| phases.task(progress.name));
-        // During the drain, tasks end, and a clone of a handle can exist for longer than its task.
+        // During the drain, tasks end, but a clone of a handle can outlive its task. If no task with this name is found, the task is
+        // treated as ended.
         self.has_ended = in_drain && task.is_none();
         progress.is_late.store(is_late && !self.has_ended, Ordering::Relaxed);
         if self.has_ended {

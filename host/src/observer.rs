@@ -2,7 +2,8 @@ use crate::terminal::stderr;
 use background_tasks::{Loss, Observer, TaskInfo};
 use std::io::Write;
 
-/// An observer that writes a line to [`stderr`](crate::stderr()) for each lost task. The line names the task and says how it was lost.
+/// An observer that writes a line to [`stderr`](crate::stderr()) for each lost task. The line contains the name and the call site of the
+/// task, and says how the task was lost.
 ///
 /// # Examples
 ///

@@ -1,17 +1,17 @@
-//! Stores the registries of a host, and reads or changes all of them together.
+//! Stores the registries of a host. Its methods read or change all registries together.
 
 use background_tasks::{Registry, ServiceInfo, ShutdownSignal, Stragglers, Summary, TaskInfo, TaskKind};
 use std::cmp::Reverse;
 use std::time::{Duration, Instant};
 
-/// A line describes at most this many groups of similar tasks.
+/// A line of the progress describes at most this many groups of similar tasks.
 const MAX_GROUPS: usize = 3;
 
 /// The registries of a host, in the order in which they drain.
 #[derive(Clone)]
 pub(crate) struct Phases {
     registries: Vec<Registry<()>>,
-    /// Each element is the part of the grace period that is reserved for the registry with the same index.
+    /// For each registry, the part of the grace period that is reserved for it.
     reserves: Vec<Duration>,
 }
 
@@ -53,7 +53,7 @@ impl Phases {
         self.registries.iter().map(Registry::signal)
     }
 
-    /// Returns whether at least one registry can abort its tasks.
+    /// Returns whether at least one registry is inspected, so that its tasks can be aborted.
     pub(crate) fn can_abort(&self) -> bool {
         self.registries.iter().any(Registry::is_inspected)
     }
@@ -73,7 +73,8 @@ impl Phases {
         self.registries.iter().map(Registry::in_flight).sum()
     }
 
-    /// Describes the oldest tasks in flight, as groups of similar tasks. Returns an empty string if no registry is inspected.
+    /// Describes the oldest tasks in flight. Tasks with the same name and call site form one group. Returns an empty string if no registry
+    /// is inspected.
     pub(crate) fn oldest(&self) -> String {
         let mut tasks: Vec<_> = self.registries.iter().flat_map(Registry::tasks).collect();
         tasks.sort_by_key(|task| Reverse(task.age()));
@@ -109,14 +110,14 @@ impl Phases {
         total
     }
 
-    /// Returns how many tasks have ended. Rejected tasks do not count.
+    /// Returns how many tasks have ended. Rejected tasks are not included, because they never started.
     pub(crate) fn ended(&self) -> u64 {
         let summary = self.summary();
         summary.completed + summary.failed + summary.panicked + summary.abandoned + summary.aborted
     }
 
-    /// Returns the task whose loss started the shutdown of a registry, if there is such a task. Either the task is critical, or the
-    /// registry has `shutdown_on_panic` or `shutdown_on_failure`.
+    /// If a lost task has started the shutdown of a registry, returns this task. The task is critical, or its registry has
+    /// `shutdown_on_panic` or `shutdown_on_failure`.
     pub(crate) fn shutdown_cause(&self) -> Option<TaskInfo> {
         self.registries.iter().find_map(Registry::shutdown_cause)
     }
@@ -128,11 +129,11 @@ impl Phases {
         }
     }
 
-    /// Shuts all registries down and waits until all have drained, or until the time has expired. Returns the stragglers of each registry
-    /// that has not drained.
+    /// Shuts all registries down. Waits until all of them have drained, or until `time` has expired. Returns the stragglers of each
+    /// registry that has not drained.
     pub(crate) fn shutdown_within(&self, time: Duration) -> Vec<Stragglers> {
         let deadline = Instant::now() + time;
-        // All shutdowns must start before the first wait.
+        // All registries must be shut down before the first wait.
         let shutdowns: Vec<_> = self.registries.iter().map(Registry::shutdown).collect();
         let wait =
             |shutdown: background_tasks::Shutdown| shutdown.wait_timeout(deadline.saturating_duration_since(Instant::now())).err();
@@ -140,16 +141,16 @@ impl Phases {
     }
 }
 
-/// Describes how many tasks are in flight, followed by the oldest tasks if they are known.
+/// Returns a text with the number of tasks in flight. If `oldest` is not empty, this description of the oldest tasks follows.
 pub(crate) fn describe_in_flight(in_flight: usize, oldest: &str) -> String {
     let separator = if oldest.is_empty() { "" } else { ": " };
     format!("{in_flight} in flight{separator}{oldest}")
 }
 
-/// Describes a group of similar tasks, without the call site if the tasks have a name.
+/// Describes a group of similar tasks. If the tasks have a name, the text does not contain their call site.
 fn describe(oldest: &TaskInfo, len: usize) -> String {
     if oldest.kind() == Some(TaskKind::Service) {
-        // The age is left out, because a service may have started days before the run for which the drain waits.
+        // The text contains no age. A service may have started days ago, but the drain only waits for its current run.
         let service = oldest.name().map_or_else(|| oldest.to_string(), |name| format!("service {name}"));
         return format!("{len} × {service}");
     }

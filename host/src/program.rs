@@ -1,4 +1,4 @@
-//! Runs the program of a host, and stores its state and its outcome.
+//! Runs the program of a host, and stores the state and the outcome of the program.
 
 use crate::output_thread::{LAST_LINES_TIMEOUT, OutputThread};
 use crate::sync::{Flag, lock};
@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, Wake, Waker};
 
-/// The exit code of a failure. This code is not 1, because Rust uses 1 if `main` returns an error, and the host uses 1 for a missed
-/// deadline.
+/// The exit code if the host, the program or a task failed. The code 1 has other meanings: Rust uses it if `main` returns an error, and the
+/// host uses it for a missed deadline.
 pub(crate) const FAILED: u8 = 2;
 /// The exit code of a panic. Rust uses the same code.
 pub(crate) const PANICKED: u8 = 101;
@@ -26,15 +26,15 @@ pub(crate) struct HostState {
     error: Mutex<Option<String>>,
     /// The output of the drain. `None` until the drain starts.
     output: Mutex<Option<OutputThread>>,
-    /// The reported call site of the program.
+    /// The call site of the program in reports.
     location: &'static Location<'static>,
-    /// This flag is set when the program has ended, or when `run` was dropped.
+    /// Set when the program has ended, or when the future of `run` was dropped.
     program_ended: Flag,
-    /// This flag is set when the program must end, because the grace period has expired or its task was aborted.
+    /// Set when the program must be dropped, because the grace period has expired or the program's task was aborted.
     program_aborted: Flag,
-    /// This flag is set when the drain has ended.
+    /// Set when the drain has ended.
     finished: Flag,
-    /// The exit code. After a code other than 0 has been set, the exit code does not change.
+    /// The exit code. The first code other than 0 stays.
     exit_code: AtomicU8,
 }
 
@@ -55,10 +55,11 @@ enum Outcome {
     Aborted,
 }
 
-/// Represents the program as a task of a registry. The task is in flight until [`end`](Self::end) is called, which makes the registry count
-/// the program's outcome.
+/// Represents the program as a task of a registry. The task is in flight until [`end`](Self::end) is called. The registry then counts the
+/// program's outcome.
 ///
-/// The caller of `run` polls the program's future, so no spawner can run it. The future of this task therefore only returns the outcome.
+/// The task does not contain the program's future, because `run` polls that future itself. The future of this task only returns the
+/// outcome.
 struct ProgramTask {
     /// `None` if the task was aborted before its first poll.
     task: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
@@ -66,8 +67,8 @@ struct ProgramTask {
 }
 
 impl ProgramTask {
-    /// Counts the program as in flight. Returns `None` if the registry rejects the task. If the task is aborted, the registry calls the
-    /// waker.
+    /// Starts a task that counts the program as in flight. Returns `None` if the registry rejects the task. If the task is aborted, the
+    /// registry calls the waker `on_abort`.
     fn start(registry: &Registry<()>, location: &'static Location<'static>, on_abort: &Waker) -> Option<Self> {
         let outcome = Arc::new(Mutex::new(None));
         let program_outcome = outcome.clone();
@@ -75,13 +76,14 @@ impl ProgramTask {
             None | Some(Outcome::Aborted) => Poll::Pending,
             Some(Outcome::Completed) => Poll::Ready(Ok(())),
             Some(Outcome::Failed(error)) => Poll::Ready(Err(error)),
-            // The panic hook has reported the panic, and `resume_unwind` does not call it again.
+            // The panic hook has already reported this panic. `resume_unwind` does not call the hook a second time.
             Some(Outcome::Panicked(payload)) => resume_unwind(payload),
         });
         let keeper = TaskKeeper::default();
         registry.with_spawner(&keeper).named("program").location(location).without_permit().try_run(ended).ok()?;
         let mut task = lock(&keeper.0).take()?;
-        // The first poll stores the waker. If the registry has already aborted the task, the task is ready instead.
+        // The first poll stores the waker `on_abort`. If the registry has already aborted the task, the poll returns `Ready` and stores no
+        // waker.
         let is_aborted = task.as_mut().poll(&mut Context::from_waker(on_abort)).is_ready();
         if is_aborted {
             on_abort.wake_by_ref();
@@ -99,7 +101,7 @@ impl ProgramTask {
     }
 }
 
-/// A spawner that stores a task instead of running it. The caller takes the stored task and polls it.
+/// A spawner that does not run a task, but stores it. `ProgramTask::start` takes the stored task.
 #[derive(Default)]
 struct TaskKeeper(Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>);
 
@@ -132,15 +134,15 @@ impl HostState {
             Outcome::Failed(error) => {
                 self.set_exit_code(FAILED);
                 *lock(&self.error) = Some(error.clone());
-                // The error is reported before `end`, because the drain may end with the program, and no line must follow the end of the
-                // drain.
+                // The error is reported before `end`. The call to `end` can end the drain, and no line must follow the line about the end
+                // of the drain.
                 self.report_error();
             }
             Outcome::Panicked(_) => self.set_exit_code(PANICKED),
         }
         match (self.replace(ProgramState::Ended), outcome) {
             (ProgramState::Draining(task), outcome) => task.end(outcome),
-            // The payload is forgotten, because its destructor could panic too.
+            // The payload is leaked, because its destructor could panic too.
             (_, Outcome::Panicked(payload)) => std::mem::forget(payload),
             _ => {}
         }
@@ -160,16 +162,16 @@ impl HostState {
         AssertUnwindSafe(outcome).catch_unwind().await.unwrap_or_else(Outcome::Panicked)
     }
 
-    /// If the program still runs, counts it as in flight in this registry.
+    /// If the program still runs, makes this registry count it as in flight.
     ///
-    /// The program takes no permit, so it is counted even if the registry is full. If the registry has already drained, a new registry
-    /// counts the program, and this method returns the new registry.
+    /// The program takes no permit, so a full registry counts it too. If the registry has already drained, this method creates a new
+    /// registry that counts the program, and returns it.
     pub(crate) fn keep_in_flight(self: &Arc<Self>, registry: &Registry<()>) -> Option<Registry<()>> {
         let is_running = |program: &ProgramState| matches!(program, ProgramState::Running);
         if !is_running(&lock(&self.program)) {
             return None;
         }
-        // The lock is not held here, because the start of the task can call observers.
+        // The lock is not held here, because the start of a task can call observers.
         let on_abort = Waker::from(Arc::new(AbortProgram(Arc::downgrade(self))));
         let start = |registry: &Registry<()>| ProgramTask::start(registry, self.location, &on_abort);
         let held = if registry.is_drained() { None } else { start(registry) };
@@ -179,8 +181,8 @@ impl HostState {
             if is_running(&program) {
                 *program = ProgramState::Draining(task);
             } else {
-                // The program has ended meanwhile. The lock is released first, because `end` can end the last task of a registry and call
-                // other code.
+                // The program has ended meanwhile. The lock is released before `end`, because the end of a registry's last task can call
+                // other code, such as observers.
                 drop(program);
                 task.end(Outcome::Completed);
             }
@@ -188,19 +190,19 @@ impl HostState {
         substitute
     }
 
-    /// Replaces the state of the program and returns the previous state. The caller must not hold a lock when it drops the previous state,
-    /// because the drop can end the last task of a registry.
+    /// Replaces the state of the program and returns the previous state. The caller must not hold a lock when it drops the previous state.
+    /// The drop can end the last task of a registry, and call other code.
     fn replace(&self, state: ProgramState) -> ProgramState {
         std::mem::replace(&mut *lock(&self.program), state)
     }
 
-    /// Sets the output of the drain. The drain calls this method when it starts.
+    /// Sets the output of the drain. From then on, [`report_error`](Self::report_error) can report the program's error.
     pub(crate) fn set_output(&self, output: OutputThread) {
         *lock(&self.output) = Some(output);
     }
 
-    /// If the drain has started, reports the program's error, at most one time. After the report, waits a short time until the line has
-    /// been written.
+    /// Reports the program's error, if there is one and the drain has started. Later calls do not report it again. Waits a short time until
+    /// the line has been written.
     pub(crate) fn report_error(&self) {
         let Some(output) = lock(&self.output).clone() else { return };
         let Some(error) = lock(&self.error).take() else { return };
@@ -208,7 +210,7 @@ impl HostState {
         output.flush(LAST_LINES_TIMEOUT);
     }
 
-    /// Returns the program's call site if the program counts as in flight.
+    /// Returns the program's call site if a registry counts the program as in flight.
     pub(crate) fn program_in_flight(&self) -> Option<&'static Location<'static>> {
         matches!(*lock(&self.program), ProgramState::Draining(_)).then_some(self.location)
     }
@@ -264,7 +266,7 @@ impl Wake for AbortProgram {
     }
 }
 
-/// Notifies the drain if `run` is dropped.
+/// Wakes the thread of the drain if the future of `run` is dropped.
 pub(crate) struct NotifyOnDrop<'a>(pub(crate) &'a HostState);
 
 impl Drop for NotifyOnDrop<'_> {

@@ -1,5 +1,5 @@
-//! Reports the progress of a drain. On a terminal, the report is a progress bar; on other outputs, it consists of lines. systemd also
-//! receives the progress as the status of the service.
+//! Reports the progress of a drain. A terminal shows a progress bar, and other outputs receive lines. For systemd, the progress is the
+//! status of the service, and for Windows, it is the checkpoint of the service.
 
 use crate::bar;
 use crate::deadline::{Deadline, EXIT_MARGIN};
@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 /// The time between two lines about the progress.
 pub(crate) const LINE_INTERVAL: Duration = Duration::from_secs(2);
-/// The longest additional time that the host requests from the supervisor in one request. If no task ends in this time, the host requests
-/// no more time.
+/// The longest time that the host requests from systemd or Windows at a time. The host requests more time whenever a task has ended. So if
+/// the tasks hang, the supervisor stops waiting after this time.
 const MAX_EXTENSION: Duration = Duration::from_secs(30);
 
 pub(crate) struct Progress {
@@ -22,13 +22,13 @@ pub(crate) struct Progress {
     has_bar: bool,
     /// The number of tasks that had ended before the drain.
     ended_before: u64,
-    /// The number of tasks that had ended when systemd received the last status.
+    /// The number of tasks that had ended at the last call to `update`. `None` before the first call.
     ended_at_last_status: Option<u64>,
     last_line: Instant,
 }
 
 impl Progress {
-    /// Creates the reporter of a drain. If `progress_bar` is `None`, the bar is shown only if the host emits no tracing events, because a
+    /// Creates the reporter of a drain. If `progress_bar` is `None`, the bar is shown only if the host emits no tracing events. A
     /// subscriber could write the events to the same terminal.
     pub(crate) fn new(phases: &Phases, progress_bar: Option<bool>, output: OutputThread) -> Self {
         Self {
@@ -57,7 +57,7 @@ impl Progress {
         Duration::from_millis(if self.has_bar { 100 } else { 1000 })
     }
 
-    /// Shows that the drain has started, unless observers log the start.
+    /// Shows the progress bar, or logs that the drain has started. Logs nothing if observers log the start (`is_logged`).
     pub(crate) fn start(&self, in_flight: usize, grace: Duration, is_logged: bool) {
         if self.has_bar {
             self.output.run(move || bar::start(grace));
@@ -66,13 +66,14 @@ impl Progress {
         }
     }
 
-    /// Notifies the supervisor that shutdown has started.
+    /// Notifies systemd or Windows that shutdown has started.
     pub(crate) fn notify_stopping(&self, deadline: &Deadline) {
         self.check(systemd::notify_stopping());
         windows_service::report_stopping(extension(deadline));
     }
 
-    /// Reports the tasks in flight. The function `oldest` receives their number, and describes the oldest tasks.
+    /// Reports the tasks in flight. The function `oldest` receives the number of tasks in flight, and returns a description of the oldest
+    /// tasks.
     pub(crate) fn update(&mut self, phases: &Phases, oldest: impl FnOnce(usize) -> String, deadline: &Deadline) {
         let in_flight = phases.in_flight();
         let ended = phases.ended().saturating_sub(self.ended_before);
@@ -108,7 +109,7 @@ impl Progress {
     }
 }
 
-/// Returns the additional time that the host requests from the supervisor.
+/// Returns the additional time that the host requests from systemd or Windows.
 fn extension(deadline: &Deadline) -> Duration {
     deadline.remaining().min(MAX_EXTENSION) + EXIT_MARGIN
 }

@@ -23,7 +23,7 @@ impl Readiness {
     }
 
     /// Returns true until the process is asked to stop, or until the shutdown of the host's first registry starts. If the host has a
-    /// [delay](crate::Host::delay), the value becomes false before the drain.
+    /// [delay](crate::Host::delay), the result becomes false at the start of the delay, before the drain.
     pub fn is_ready(&self) -> bool {
         signals::requested_at().is_none() && !self.0.is_shutting_down()
     }

@@ -5,12 +5,15 @@ use std::task::{Context, Poll, ready};
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// A layer for platforms that freeze the process between two calls. A call ends only when no task of a registry is in flight.
+/// A layer for platforms that freeze the process between two events. A call to the layer's service ends only when no task of a registry is
+/// in flight.
 ///
-/// AWS Lambda freezes the process when the Lambda runtime in the process asks for the next event. If a task of the handler is in flight at
-/// this time, the freeze interrupts the task. The task continues only if another event arrives. Put this layer around the service that
-/// handles an event and sends the response. The caller then receives the response immediately, but the runtime asks for the next event only
-/// after the tasks have ended.
+/// An example is AWS Lambda. The Lambda runtime, a library in the process, asks Lambda for the next event. Lambda then freezes the process
+/// until an event arrives. If a task of the handler is in flight at this time, the freeze interrupts the task. The task continues only if
+/// another event arrives.
+///
+/// Put this layer around the service that handles an event and sends the response. The caller then receives the response immediately, but
+/// the runtime asks for the next event only after the tasks have ended.
 ///
 /// The service, its requests, its responses and its errors can have any type. With the crate `lambda_runtime`, add the layer to the
 /// runtime: `Runtime::new(handler).layer(SettleLayer::new(&registry)).run().await`. In this position, the layer is around the service that
@@ -18,18 +21,18 @@ use tower_service::Service;
 ///
 /// # Tasks that do not end
 ///
-/// Like [`Registry::wait_idle`], the layer waits for all tasks and guards, and for each open [child registry](Registry::child), even if it
-/// is empty. The layer does not wait for the [services](Registry::service) of the registry itself. If a task waits for the registry's
-/// signal, or never ends for another reason, the runtime cannot ask for the next event. The platform then kills the process after a
-/// timeout. Start such work as a service of this registry, or with [`every`](Registry::every). The platform freezes such a service between
-/// events, so the service must tolerate this.
+/// Like [`Registry::wait_idle`], the layer waits for all tasks and guards, and for each open [child registry](Registry::child), even if the
+/// child registry has no tasks. The layer does not wait for the [services](Registry::service) of the registry itself. If a task does not
+/// end, for example because it waits for the registry's signal, the runtime cannot ask for the next event. The platform then kills the
+/// process after a timeout. Start work that does not end as a service of this registry, or with [`every`](Registry::every). The platform
+/// also freezes services between events, so a service must tolerate a freeze.
 ///
 /// # Shutdown
 ///
 /// Lambda sends SIGTERM before it ends the process, but only if an extension is registered. The function `spawn_graceful_shutdown_handler`
 /// of the crate `lambda_runtime` registers an extension and handles SIGTERM. Call [`Registry::shutdown_or_abort`] in the closure that you
-/// pass to this function. Do not combine this function with a [`Host`](crate::Host). Only services need this handler: all tasks
-/// have ended when the platform freezes the process.
+/// pass to this function. Do not combine this function with a [`Host`](crate::Host). If the registry has no services, you do not need to
+/// handle SIGTERM, because all tasks have ended when the platform freezes the process.
 ///
 /// # Examples
 ///

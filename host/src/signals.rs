@@ -26,20 +26,21 @@ static REQUESTED: Condvar = Condvar::new();
 #[expect(clippy::struct_excessive_bools, reason = "the flags are independent")]
 struct Handlers {
     installed: Option<os::Installed>,
-    /// A registry without tasks. The first request to stop shuts this registry down.
+    /// A registry without tasks. The first request to stop shuts this registry down, which triggers the signal that `shutdown_signal`
+    /// returns.
     stop_request: Option<Registry<()>>,
     requested_at: Option<Instant>,
-    /// The time of the first signal. If `request_stop` was called before the first signal, this time is later than `requested_at`.
+    /// The time of the first signal. `requested_at` is earlier if `request_stop` was called before the first signal.
     first_signal_at: Option<Instant>,
-    /// The hooks of all hosts, from the oldest hook to the newest hook.
+    /// The hooks of all hosts, oldest first.
     hooks: Vec<Hook>,
-    /// The hook of the last host whose `run` has returned.
+    /// The hook of the host whose `run` was the last to return. This hook stays in `hooks` after the host was dropped.
     kept: Option<HookKey>,
     next_key: usize,
     /// Whether code outside of a host has called `shutdown_signal`.
     is_signal_used: bool,
     handles_sighup: bool,
-    /// True after a drain has started. SIGHUP then does not end the process.
+    /// Whether a drain has started, so that SIGHUP must not end the process.
     survives_sighup: bool,
     handles_ignored: bool,
 }
@@ -57,16 +58,18 @@ pub(crate) struct HookKey(usize);
 /// Returns a future that resolves when the process is asked to stop, and then stays resolved.
 ///
 /// On Unix, SIGTERM and SIGINT (Ctrl-C) ask the process to stop. On Windows, Ctrl-C, Ctrl-Break, the closing of the console and the
-/// shutdown of the system ask the process to stop. If the console closes or the system shuts down, Windows ends the process within seconds.
-/// The future works on every runtime and without a runtime, because a separate thread waits for the signals.
+/// shutdown of the system ask the process to stop. After the closing of the console or the shutdown of the system, Windows ends the process
+/// within seconds. The future works on every runtime and without a runtime, because a separate thread waits for the signals.
 ///
-/// As soon as this function has been called, these signals no longer end the process. Instead, the caller or a [`Host`](crate::Host) must
-/// end the process. Without a host, a second signal has no effect. With a host, a further signal after the [repeat
-/// window](crate::Host::repeat_window) ends the process immediately. In a container, process 1 ignores each signal for which it has no
-/// handler. So if a program runs as process 1, it reacts to SIGTERM only if it calls this function or runs a host.
+/// After this call, these signals no longer end the process. Your program must end when the future resolves, or a [`Host`](crate::Host)
+/// must end the process. Without a host, a second signal has no effect. With a host, a further signal after the [repeat
+/// window](crate::Host::repeat_window) ends the process immediately.
 ///
-/// Call this function before a runtime starts threads, so that no signal is lost. If other threads already exist, a signal that arrives in
-/// the few microseconds of the first call can be lost.
+/// In a container, the kernel ignores each signal for which process 1 has no handler. If your program is process 1, it must therefore call
+/// this function or run a host, or SIGTERM has no effect.
+///
+/// Call this function before a runtime starts threads, so that no signal is lost. If other threads already exist, a signal that arrives
+/// during the first call, which takes a few microseconds, can be lost.
 ///
 /// The future also resolves after a call to [`request_stop`].
 ///
@@ -74,24 +77,24 @@ pub(crate) struct HookKey(usize);
 ///
 /// A process inherits two settings from its parent process:
 ///
-/// - **Ignored signals.** If SIGINT was ignored when the program started, it stays ignored. For example, a shell without job control makes
-///   its background jobs ignore SIGINT. SIGTERM is always handled, because supervisors have no other way to ask a process to stop.
-///   [`Host::handle_ignored`](crate::Host::handle_ignored) handles ignored signals too. The crate reads the ignored signals from
-///   `/proc/self/status`. On systems without this file, such as macOS, the crate handles ignored signals.
-/// - **Blocked signals.** The crate also handles signals that the parent process has blocked: the thread that waits for the signals
-///   unblocks them.
+/// - **Ignored signals.** If SIGINT was ignored when the program started, SIGINT stays ignored. For example, a shell without job control
+///   makes its background jobs ignore SIGINT. The crate always handles SIGTERM, because most supervisors have no other way to ask a process
+///   to stop. [`Host::handle_ignored`](crate::Host::handle_ignored) handles ignored signals too. The crate reads the ignored signals from
+///   `/proc/self/status`. On systems without this file, such as macOS, the crate cannot read them, so it handles all of its signals.
+/// - **Blocked signals.** If the parent process has blocked a signal, the crate still handles it. The thread that waits for signals
+///   unblocks the signal.
 ///
 /// # Fork
 ///
-/// If a process forks after this call, the child process has no thread that waits for signals. To start this thread again, the child must
-/// call this function, [`Host::new`](crate::Host::new) or [`Host::run`](crate::Host::run). The new thread also handles the signals that the
-/// child has already received. If a signal arrives in the microsecond of the fork itself, the child can hang. To prevent this, block the
-/// signals during the fork, or fork before this call.
+/// If a process forks after this call, the child process does not have the thread that waits for signals. To start such a thread, the child
+/// must call this function, [`Host::new`](crate::Host::new) or [`Host::run`](crate::Host::run). The new thread also handles the signals
+/// that the child has already received. If a signal arrives in the microsecond of the fork itself, the child can hang, because it can
+/// inherit a locked lock. To prevent this, block the signals during the fork, or fork before this call.
 ///
 /// # Panics
 ///
-/// Panics if the system refuses a thread, a signal handler or, on Unix, file descriptors. [`Host::run`](crate::Host::run) reports these
-/// errors instead.
+/// Panics if the system refuses a thread, a signal handler or, on Unix, file descriptors. A [`Host`](crate::Host) does not panic in these
+/// cases: [`run`](crate::Host::run) reports the error.
 ///
 /// # Examples
 ///
@@ -108,18 +111,18 @@ pub fn shutdown_signal() -> ShutdownSignal {
 /// Asks this process to stop, as SIGTERM does. Any thread can call this function, even before a [`Host`](crate::Host) exists.
 ///
 /// Use this function if a supervisor asks the process to stop without a signal, for example by an HTTP request, a message, or a callback.
-/// The grace period, the exit code, and the time for `main` after the drain are the same as after a signal. The function works even if the
-/// executor is blocked, because the drain of a `Host` runs on a separate thread. [`Host::stop_on`](crate::Host::stop_on) calls this
-/// function when a future resolves.
+/// The effect is the same as after a signal, with the same grace period, exit codes, and time for `main` after the drain. The function
+/// works even if the executor is blocked, because the drain of a `Host` runs on a separate thread. [`Host::stop_on`](crate::Host::stop_on)
+/// calls this function when a future resolves.
 ///
-/// Further calls have no effect. The first signal after this call counts as the same request, because some supervisors send a request first
-/// and SIGTERM afterwards. If another signal arrives after the [repeat window](crate::Host::repeat_window), it ends the process
-/// immediately.
+/// Further calls have no effect. Some supervisors send a request first and SIGTERM afterwards. Therefore the first signal after this call
+/// counts as the same request, and starts the [repeat window](crate::Host::repeat_window). If a host runs, a second signal after the repeat
+/// window ends the process immediately.
 ///
 /// # Examples
 ///
-/// This HTTP handler stops the service. The handler has no login, so mount it where only the supervisor can reach it, such as on a loopback
-/// address.
+/// This HTTP handler stops the service. The handler does not check who calls it, so mount it where only the supervisor can reach it, such
+/// as on a loopback address.
 ///
 /// ```
 /// use axum::{Router, http::StatusCode, routing::post};
@@ -150,7 +153,7 @@ pub(crate) fn handle_sighup() -> io::Result<ShutdownSignal> {
     handlers.install()
 }
 
-/// Prevents SIGHUP from ending the process, until the request to stop is forgotten.
+/// Prevents SIGHUP from ending the process, until [`forget_stop_request`] is called.
 pub(crate) fn survive_sighup() -> io::Result<()> {
     let mut handlers = lock(&HANDLERS);
     handlers.survives_sighup = true;
@@ -168,7 +171,7 @@ pub(crate) fn handle_ignored() -> io::Result<ShutdownSignal> {
 pub(crate) fn forget_stop_request() {
     let mut handlers = lock(&HANDLERS);
     (handlers.survives_sighup, handlers.first_signal_at) = (false, None);
-    // If there was no request, the registry is kept, because other users still wait for its signal.
+    // If there was no request, the registry stays, because callers of `shutdown_signal` may still wait for its signal.
     let previous = handlers.requested_at.take().and_then(|_| handlers.stop_request.take());
     drop(handlers);
     drop(previous);
@@ -211,10 +214,11 @@ impl Handlers {
     }
 }
 
-/// While this hook exists, a host uses the signals. At the second signal, the newest hook runs its function. Signals within the repeat
-/// window after the first signal do not count as second signals.
+/// The function that a host runs when a second signal arrives. While this hook exists, the crate handles the signals. If several hosts
+/// exist, only the function of the newest hook runs. Signals within the repeat window after the first signal do not count as second
+/// signals.
 ///
-/// If there is no hook and no caller of [`shutdown_signal`], signals have their default actions.
+/// If there is no hook and no code has called [`shutdown_signal`], the signals have their default actions.
 pub(crate) struct SecondSignalHook(HookKey);
 
 impl SecondSignalHook {
@@ -235,14 +239,14 @@ impl SecondSignalHook {
         let mut handlers = lock(&HANDLERS);
         let previous = handlers.kept.replace(self.0).and_then(|key| handlers.remove(key));
         drop(handlers);
-        // The lock is released first, because the hook may own the last handle of a registry.
+        // The lock is released first: the hook may own the last handle of a registry, and the drop of this handle can call other code.
         drop(previous);
         std::mem::forget(self);
     }
 }
 
 impl HookKey {
-    /// Returns whether this hook belongs to the newest host that uses the signals.
+    /// Returns whether no newer host has created a hook.
     pub(crate) fn is_newest(self) -> bool {
         lock(&HANDLERS).hooks.last().is_some_and(|hook| hook.key == self)
     }
@@ -256,21 +260,22 @@ impl Drop for SecondSignalHook {
             (handlers.handles_sighup, handlers.survives_sighup, handlers.handles_ignored) = (false, false, false);
         }
         drop(handlers);
-        // The lock is released first, because the hook may own the last handle of a registry.
+        // The lock is released first: the hook may own the last handle of a registry, and the drop of this handle can call other code.
         drop(hook);
     }
 }
 
-/// Handles a signal. Depending on earlier signals and the users of the signals, requests a stop, calls the hook for a second signal, or
-/// runs the default action.
+/// Handles a signal. The first signal asks the process to stop. A second signal calls the newest hook. If no host and no caller of
+/// [`shutdown_signal`] exists, the signal has its default action.
 ///
-/// A second SIGHUP does not end the process, because a closed terminal can send SIGHUP twice. A signal within the repeat window counts as
-/// the same request, so it does not end the process. The reason is that a terminal signals the whole process group. If a launcher also
-/// forwards the signal to its child, the child receives one request two times.
+/// SIGHUP never counts as a second signal, because a closed terminal can send SIGHUP twice. A signal within the repeat window counts as the
+/// same request, because one request can arrive twice. For example, a terminal signals the whole process group, and a launcher in this
+/// group forwards the signal to its child.
 fn on_signal(signal: os::Signal) {
     let mut handlers = lock(&HANDLERS);
     let is_sighup = os::is_sighup(signal);
-    // An earlier host may have installed the handler of a signal that this host ignores.
+    // The process was started with this signal ignored, and the current hosts do not call `handle_ignored`. An earlier host did, so the
+    // handler exists.
     if !handlers.handles_ignored && handlers.installed.as_ref().is_some_and(|installed| installed.stays_ignored(signal)) {
         return;
     }
@@ -295,7 +300,7 @@ fn on_signal(signal: os::Signal) {
 fn start_shutdown(mut handlers: MutexGuard<'_, Handlers>) {
     handlers.requested_at = Some(Instant::now());
     let stop_request = handlers.stop_request().clone();
-    // The lock is released first, because `start_shutdown` wakes waiters.
+    // The lock is released first, because `start_shutdown` calls wakers, and a waker can run any code.
     drop(handlers);
     stop_request.start_shutdown();
     REQUESTED.notify_all();
@@ -316,9 +321,9 @@ mod os {
 
     pub(super) use nix::sys::signal::Signal;
 
-    /// The data of one signal that its handler shares with the thread that waits for signals.
+    /// The state of one signal. The handler of the signal shares this state with the thread that waits for signals.
     ///
-    /// This data needs no lock. If the thread held a lock during a fork, the lock would stay locked in the child process.
+    /// The fields are atomic and need no lock. If a thread held a lock during a fork, the lock would stay locked in the child process.
     struct SignalState {
         signal: Signal,
         has_handler: AtomicBool,
@@ -376,13 +381,13 @@ mod os {
         };
         let missing: Vec<_> = SIGNALS.iter().filter(is_missing).collect();
         with_blocked(&missing, || missing.iter().try_for_each(|state| installed.handle(state)))?;
-        // The byte wakes the thread, which unblocks the new signals. In a forked child, a signal may have arrived after the thread's check,
-        // but before the handlers wrote to the new pipe.
+        // The byte wakes the thread, which unblocks the new signals. In a forked child, the byte is always necessary. A signal may have
+        // arrived after the new thread's first check, but before the handlers wrote to the new pipe.
         if missing.is_empty() && !is_forked { Ok(()) } else { installed.wake.write_all(&[0]) }
     }
 
     impl Installed {
-        /// Returns whether the signal stays ignored if no host handles ignored signals.
+        /// Returns whether the signal stays ignored unless a host calls `handle_ignored`.
         pub(super) fn stays_ignored(&self, signal: Signal) -> bool {
             signal != Signal::SIGTERM && self.was_ignored(signal)
         }
@@ -407,10 +412,10 @@ mod os {
         ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
     }
 
-    /// Calls `register`, which registers handlers of these signals. During the call, the signals are blocked in this thread.
+    /// Blocks these signals in this thread, calls `register`, which registers their handlers, and restores the signal mask.
     ///
-    /// signal-hook first installs its handler and then stores the action. signal-hook loses a signal that arrives between these two steps.
-    /// If this is the only thread of the process, the system delays a blocked signal until the action is stored.
+    /// The crate signal-hook first installs its handler and then stores the handler's action. It loses a signal that arrives between these
+    /// two steps. If this thread is the only thread of the process, the system keeps a blocked signal until the action is stored.
     fn with_blocked<T>(signals: &[&SignalState], register: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let signals = signals.iter().map(|state| state.signal).collect::<SigSet>();
         let previous_mask = signals.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
@@ -419,7 +424,8 @@ mod os {
         registered
     }
 
-    /// Starts the thread that waits for signals, and returns the pipe that wakes the thread. The thread ends when the pipe is closed.
+    /// Starts the thread that waits for signals. Returns one end of a socket pair: a write to this end wakes the thread, and the thread
+    /// ends when this end is closed.
     fn start_thread() -> io::Result<UnixStream> {
         let (mut wakeups, wake) = UnixStream::pair()?;
         let wait = move || {
@@ -438,8 +444,8 @@ mod os {
 
     /// Calls `on_signal` for each signal that has arrived.
     ///
-    /// Also unblocks the signals in this thread, because the parent process may have blocked them. The system delivers a signal only to a
-    /// thread that does not block the signal.
+    /// Also unblocks the signals in this thread. The parent process may have blocked them, and the system delivers a signal only to a
+    /// thread that does not block it.
     fn handle_arrived() {
         let handled = SIGNALS.iter().filter(|state| state.has_handler.load(Ordering::SeqCst));
         let _ = handled.map(|state| state.signal).collect::<SigSet>().thread_unblock();
@@ -455,7 +461,7 @@ mod os {
         if lock(&HANDLERS).installed.as_ref().is_some_and(|installed| installed.was_ignored(signal)) {
             return;
         }
-        // The kernel runs no default actions for process 1.
+        // The kernel runs no default actions for process 1, so process 1 only calls `exit_now`.
         if process::id() != 1 {
             let _ = emulate_default_handler(signal as i32);
         }
@@ -476,7 +482,7 @@ mod os {
     use std::thread;
     use tokio::signal::windows::{CtrlBreak, CtrlC, CtrlClose, CtrlShutdown, ctrl_break, ctrl_c, ctrl_close, ctrl_shutdown};
 
-    /// This type is empty, because all signals are always handled, including the closing of the console.
+    /// This type is empty, because on Windows the crate always handles all of its signals, including the closing of the console.
     pub(super) struct Installed;
     impl Installed {
         pub(super) fn stays_ignored(&self, _signal: Signal) -> bool {
@@ -505,7 +511,8 @@ mod os {
     fn wait(Signals(mut c, mut r#break, mut close, mut shutdown): Signals) {
         loop {
             block_on(poll_fn(|cx| {
-                // Each of the signals must be polled to store the waker. The operator `||` would skip signals, so this code uses `|`.
+                // Each of the four signals must be polled, because a poll stores the waker. The operator `||` would skip some polls, so
+                // this code uses `|`.
                 let is_ready = c.poll_recv(cx).is_ready() | r#break.poll_recv(cx).is_ready();
                 let is_ready = is_ready | close.poll_recv(cx).is_ready() | shutdown.poll_recv(cx).is_ready();
                 if is_ready { Poll::Ready(()) } else { Poll::Pending }

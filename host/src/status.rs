@@ -14,11 +14,11 @@ pub(crate) struct HostStatus {
     stop: Mutex<Stop>,
 }
 
-/// The deadline of a stop, and the end of its delay. Both are `None` until the process is asked to stop or shutdown starts.
+/// The times of the host's shutdown. All fields are `None` until the process is asked to stop or shutdown starts.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Stop {
     pub(crate) deadline: Option<Deadline>,
-    /// The end of the [delay](crate::Host::delay).
+    /// The end of the [delay](crate::Host::delay). `None` if there is no delay.
     pub(crate) delay_end: Option<Instant>,
 }
 
@@ -54,7 +54,7 @@ impl HostStatus {
         *lock(&self.stop)
     }
 
-    /// Returns the handles of the late tasks. If a task has dropped its handle, the task is not included.
+    /// Returns the handles of the late tasks. The handles that a task has already dropped are not included.
     pub(crate) fn late_tasks(&self) -> Vec<Liveness> {
         lock(&self.liveness).iter().filter_map(WeakLiveness::upgrade).filter(Liveness::is_late).collect()
     }

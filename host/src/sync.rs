@@ -55,8 +55,8 @@ impl Flag {
     pub(crate) async fn wait(&self) {
         while !self.is_set() {
             let listener = self.changed.listen();
-            // If `set` ran before `listen`, it does not notify this listener. In this case, the fences in `listen` and `notify` make the
-            // flag visible here.
+            // If `set` ran before `listen`, it has not notified this listener. Therefore the flag is read again. The fences in `listen` and
+            // `notify` guarantee that this read sees the value.
             if !self.is_set() {
                 listener.await;
             }

@@ -8,11 +8,13 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Notifies the service manager (systemd or Windows) that the service is ready. Call this function as soon as the listener is bound.
+/// Notifies the service manager (systemd or Windows) that the service is ready. Call this function as soon as the service can accept
+/// requests.
 ///
-/// A systemd unit of `Type=notify` requires this call (feature `systemd`). A Win32 service with `Host::running_when_ready` also requires it
-/// (feature `windows-service`). In other cases, such as a process that no service manager has started, the call has no effect. If a
-/// notification to systemd fails, the first failure in the process is logged on stderr, or as a tracing event.
+/// A systemd unit of `Type=notify` waits for this call (feature `systemd`). A Win32 service also waits for the call if you have called
+/// `Host::running_when_ready` (feature `windows-service`). In other cases, for example if no service manager has started the process, the
+/// call has no effect. If a notification to systemd fails, this function logs the error on stderr or as a tracing event. Only the first
+/// failure in a process is logged.
 #[cfg(any(feature = "systemd", feature = "windows-service"))]
 pub fn notify_ready() {
     windows_service::report_ready();
@@ -25,18 +27,18 @@ pub(crate) fn notify_stopping() -> io::Result<()> {
     notify::stopping()
 }
 
-/// Reports the number of tasks in flight. If `extend` is given, also requests this additional time.
+/// Reports the number of tasks in flight to systemd. If `extend` is `Some`, also requests this additional time before SIGKILL.
 pub(crate) fn notify_draining(in_flight: usize, extend: Option<Duration>) -> io::Result<()> {
     notify::draining(in_flight, extend)
 }
 
-/// Notifies systemd's watchdog, if it is enabled, while the executor polls this future. The future never resolves.
+/// If systemd's watchdog is enabled, notifies the watchdog regularly while the executor polls this future. The future never resolves.
 pub(crate) async fn keep_watchdog_alive<T>() -> T {
     notify::keep_watchdog_alive().await.unwrap_or_else(|error| log_failure(&error));
     std::future::pending().await
 }
 
-/// Logs that systemd cannot be notified. Only the first call in a process logs a line.
+/// Logs that a notification to systemd has failed. Only the first call in a process logs a line.
 pub(crate) fn log_failure(error: &io::Error) {
     static LOGGED: AtomicBool = AtomicBool::new(false);
     if !LOGGED.swap(true, Ordering::Relaxed) {
@@ -69,7 +71,8 @@ mod notify {
         notify(&[&[Status(&status)], extend.as_slice()].concat())
     }
 
-    /// A thread measures the time, but the task that polls this future sends the notifications. So the watchdog detects a blocked executor.
+    /// A separate thread measures the time, so this future needs no timer of a runtime. The future itself sends the notifications. If the
+    /// executor is blocked, it does not poll the future, and the watchdog detects this.
     pub(super) async fn keep_watchdog_alive() -> io::Result<()> {
         let Some(interval) = sd_notify::watchdog_enabled() else { return Ok(()) };
         let due = Arc::new(Event::new());

@@ -6,7 +6,7 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Returns a writer to stderr that never fails, and whose lines appear above the progress bar of the drain.
+/// Returns a writer to stderr that never fails. Its lines appear above the progress bar of the drain.
 ///
 /// Use this writer in your own [observers](background_tasks::Observer), and with tracing:
 /// `tracing_subscriber::fmt().with_writer(background_tasks_host::stderr)`.
@@ -14,14 +14,14 @@ pub fn stderr() -> Stderr {
     Stderr { text: Vec::new() }
 }
 
-/// A writer to stderr. The writer buffers the text, and writes all of the text above the progress bar when you flush or drop the writer.
+/// A writer to stderr. The writer buffers the text. When you flush or drop the writer, it writes the whole text above the progress bar.
 ///
-/// Writing never fails, even if stderr is closed. For example, in `service 2>&1 | tee log`, Ctrl-C ends `tee` too, but the drain must
-/// continue. After the end of `tee`, `eprintln!` would panic.
+/// Writing never fails, even if stderr is closed. For example, in `service 2>&1 | tee log`, Ctrl-C ends `tee` too. After this, `eprintln!`
+/// would panic, but the drain must continue.
 ///
-/// Do not use this writer during a write to `std::io::stderr`, for example in a `Display` implementation that logs. With the progress bar,
-/// this can cause a deadlock: one thread holds the lock of stderr and waits for the bar, while another thread holds the bar and waits for
-/// stderr.
+/// Do not use this writer while a write to `std::io::stderr` runs, for example in a `Display` implementation that logs. While the progress
+/// bar is shown, this can cause a deadlock. One thread holds the lock of stderr and waits for the bar, and another thread holds the lock of
+/// the bar and waits for stderr.
 #[derive(Debug)]
 pub struct Stderr {
     text: Vec<u8>,
@@ -56,15 +56,14 @@ pub(crate) enum Level {
     Error,
 }
 
-/// Logs a line. With the feature `tracing` and a subscriber, the line becomes a tracing event. Without the feature or without a subscriber,
-/// the line is written to stderr.
+/// Logs a line. With the feature `tracing` and a subscriber, the line becomes a tracing event. Otherwise the line goes to stderr.
 ///
-/// Ignores a panic of the subscriber, which the panic hook has already reported.
+/// If the subscriber panics, this function ignores the panic, because the panic hook has already reported it.
 pub(crate) fn log(level: Level, line: impl Display) {
     let _ = catch_unwind(AssertUnwindSafe(|| write_line(level, line)));
 }
 
-/// Logs the tasks that are still in flight. On stderr, all tasks appear in one message. With a tracing subscriber, the host emits one event
+/// Logs the tasks that are still in flight. On stderr, one message lists all tasks. With a tracing subscriber, the host emits one event
 /// with the counts, and one event for each task.
 pub(crate) fn log_stragglers(level: Level, headline: &str, stragglers: &Stragglers) {
     #[cfg(feature = "tracing")]
@@ -75,7 +74,8 @@ pub(crate) fn log_stragglers(level: Level, headline: &str, stragglers: &Straggle
     log(level, format_args!("{headline}: {stragglers:#}"));
 }
 
-/// Returns whether the output consists of tracing events, because a subscriber is set. The host's own threads use only a global subscriber.
+/// Returns whether the host emits tracing events, because a subscriber is set. A subscriber that is set only for one thread of the program
+/// does not exist on the threads of the host.
 pub(crate) fn emits_events() -> bool {
     #[cfg(feature = "tracing")]
     return tracing::dispatcher::get_default(|dispatch| !dispatch.is::<tracing::subscriber::NoSubscriber>());
@@ -92,7 +92,8 @@ fn write_line(level: Level, line: impl Display) {
     let _ = writeln!(stderr(), "{line}");
 }
 
-/// Emits tracing events. The events have no parent span, because they are about the process, and not about the current span of a thread.
+/// Emits tracing events. The events have no parent span, because they describe the whole process. The current span of a thread describes
+/// only a part of it.
 #[cfg(feature = "tracing")]
 mod events {
     use super::Level;

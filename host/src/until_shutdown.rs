@@ -7,27 +7,27 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 pin_project! {
-    /// Makes a stream, a body or an upgraded connection end when shutdown starts. The registry counts this value as in flight until the
-    /// value is dropped.
+    /// Makes a stream, a body or an upgraded connection end when shutdown starts. The registry counts it as in flight until this wrapper is
+    /// dropped.
     ///
-    /// A stream of events and a WebSocket do not end on their own. If they do not end at the signal, the drain waits for their clients
-    /// until the grace period expires. An upgraded connection belongs to no request, so the drain waits for the connection only if a guard
-    /// counts it.
+    /// A stream of events does not end on its own. Without this wrapper, the drain waits until the client disconnects or the grace period
+    /// expires. An upgraded connection, such as a WebSocket, belongs to no request. Without this wrapper, the drain does not wait for it,
+    /// and the connection breaks when the process exits.
     ///
     /// | the value | after the signal | required |
     /// | --- | --- | --- |
     /// | a [`Stream`]: server-sent events, the messages of a WebSocket | the next item is `None` | |
-    /// | a [`Body`] | the next frame is `None`, which ends the response without an error. The response must not have announced its length. | |
-    /// | hyper's `Read`, such as `hyper::upgrade::Upgraded` | a read returns the end of the input. Writes continue, so a protocol can close properly. | the feature `http` |
+    /// | a [`Body`] | the next frame is `None`, which ends the response without an error. The response must not have a header `Content-Length`. | |
+    /// | hyper's `Read`, such as `hyper::upgrade::Upgraded` | a read returns the end of the input. Writes still work, so that the protocol can close the connection properly. | the feature `http` |
     ///
     /// For tokio's traits, wrap the value in `hyper_util::rt::TokioIo`, which converts between the traits of hyper and tokio.
     ///
-    /// Use [`get_mut`](Self::get_mut) to send a last message, such as the close frame of a WebSocket. The drain waits until this value and
-    /// its [guard](Registry::guard) are dropped. If you wait for an answer of the client after the signal, limit this time.
+    /// Use [`get_mut`](Self::get_mut) to send a last message, such as the close frame of a WebSocket. The drain waits until this wrapper is
+    /// dropped. If you wait for the client after the signal, for example for its close frame, set a time limit.
     ///
     /// # Examples
     ///
-    /// This function makes server-sent events end at the signal:
+    /// This function makes server-sent events end when the shutdown starts:
     ///
     /// ```
     /// use axum::response::sse::{Event, Sse};
@@ -70,8 +70,8 @@ pin_project! {
 impl<T> UntilShutdown<T> {
     /// Wraps a stream, a body or an upgraded connection.
     ///
-    /// A guard counts the value as in flight. The guard has the name `stream` and this call as its call site, and takes no permit. If the
-    /// registry has drained, the value ends immediately.
+    /// A [guard](Registry::guard) counts the value as in flight. The guard has the name `stream` and takes no permit. Its call site is this
+    /// call. If the registry has drained, the value ends immediately.
     #[track_caller]
     pub fn new<S>(registry: &Registry<S>, inner: T) -> Self {
         let guard = registry.named("stream").location(Location::caller()).without_permit().guard();
@@ -83,7 +83,7 @@ impl<T> UntilShutdown<T> {
         &mut self.inner
     }
 
-    /// Returns the inner value. After this call, the value does not end at the signal, and the registry does not count it as in flight.
+    /// Returns the inner value. After this call, shutdown no longer ends the value, and the registry no longer counts it as in flight.
     pub fn into_inner(self) -> T {
         self.inner
     }
@@ -96,7 +96,7 @@ impl<T> UntilShutdown<T> {
         poll: impl FnOnce(Pin<&mut T>, &mut Context<'_>) -> Poll<P>,
     ) -> Poll<P> {
         let this = self.project();
-        // The signal comes first, because an inner value that is always ready must end too.
+        // The signal is polled first. Otherwise an inner value that is always ready would never end.
         if Pin::new(this.signal).poll(cx).is_ready() { Poll::Ready(end) } else { poll(this.inner, cx) }
     }
 }

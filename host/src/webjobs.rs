@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{env, io, thread};
 
-/// The time between two checks. Before WebJobs kills a job, it waits much longer than this time.
+/// The time between two checks. This time is much shorter than the time that WebJobs waits before it kills a job.
 const INTERVAL: Duration = Duration::from_millis(100);
 
 /// Starts a thread that asks the process to stop as soon as the file exists. The thread ends after this request, when the host's `run` is

@@ -4,25 +4,23 @@ pub(crate) use imp::*;
 
 #[cfg(all(feature = "windows-service", windows))]
 mod imp {
+    use crate::program::FAILED;
     use crate::signals;
     use crate::sync::lock;
     use crate::terminal::{Level, log};
     use std::io;
     use std::sync::Mutex;
-    use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Duration;
     use windows_service::service::{
         ServiceControl, ServiceControlAccept, ServiceExitCode, ServiceState, ServiceStatus, ServiceType,
     };
     use windows_service::service_control_handler::{self, ServiceControlHandlerResult, ServiceStatusHandle};
 
-    /// While the service starts, Windows receives this wait hint, which is the longest time until the host runs.
+    /// The wait hint that Windows receives when the service starts. The host announces that it runs within this time.
     const START_WAIT_HINT: Duration = Duration::from_secs(30);
 
     /// The registered service. `None` if no service is registered, or after the host has reported it as stopped.
     static SERVICE: Mutex<Option<Service>> = Mutex::new(None);
-    /// Whether the service stays in the state "start pending" until the program is ready.
-    static WAITS_FOR_READY: AtomicBool = AtomicBool::new(false);
 
     struct Service {
         handle: ServiceStatusHandle,
@@ -31,47 +29,67 @@ mod imp {
         checkpoint: u32,
     }
 
-    /// Registers the service, so that stop requests from Windows ask the process to stop. Then reports to Windows that the service is
-    /// starting.
-    pub(crate) fn register(name: &str) -> io::Result<()> {
-        let on_control = |control| match control {
+    /// The service of one host.
+    #[derive(Default)]
+    pub(crate) struct HostService {
+        is_registered: bool,
+        waits_for_ready: bool,
+    }
+
+    impl HostService {
+        /// Registers the service. After this call, the controls with which Windows stops the service ask the process to stop. Then reports
+        /// to Windows that the service is starting.
+        pub(crate) fn register(&mut self, name: &str) -> io::Result<()> {
+            let handle = service_control_handler::register(name, on_control).map_err(|error| match error {
+                windows_service::Error::Winapi(error) => error,
+                error => io::Error::other(error),
+            })?;
+            *lock(&SERVICE) = Some(Service { handle, state: ServiceState::StartPending, checkpoint: 0 });
+            self.is_registered = true;
+            report(ServiceState::StartPending, START_WAIT_HINT, 0);
+            Ok(())
+        }
+
+        /// Keeps the service in the state "start pending" until [`report_ready`] is called.
+        pub(crate) fn wait_for_ready(&mut self) {
+            self.waits_for_ready = true;
+        }
+
+        /// Reports that the program has started, unless [`wait_for_ready`](Self::wait_for_ready) was called.
+        pub(crate) fn report_started(&self) {
+            if !self.waits_for_ready {
+                report_ready();
+            }
+        }
+    }
+
+    impl Drop for HostService {
+        /// Windows waits until a service has reported that it is stopped, even if the program has dropped its host.
+        fn drop(&mut self) {
+            if self.is_registered {
+                report_stopped(FAILED);
+            }
+        }
+    }
+
+    fn on_control(control: ServiceControl) -> ServiceControlHandlerResult {
+        match control {
             ServiceControl::Stop | ServiceControl::Shutdown | ServiceControl::Preshutdown => {
                 signals::request_stop();
                 ServiceControlHandlerResult::NoError
             }
             ServiceControl::Interrogate => ServiceControlHandlerResult::NoError,
             _ => ServiceControlHandlerResult::NotImplemented,
-        };
-        let handle = service_control_handler::register(name, on_control).map_err(|error| match error {
-            windows_service::Error::Winapi(error) => error,
-            error => io::Error::other(error),
-        })?;
-        *lock(&SERVICE) = Some(Service { handle, state: ServiceState::StartPending, checkpoint: 0 });
-        report(ServiceState::StartPending, START_WAIT_HINT, 0);
-        Ok(())
-    }
-
-    /// Keeps the service in the state "start pending" until [`report_ready`] is called. After a call to this function, [`report_started`]
-    /// has no effect.
-    pub(crate) fn wait_for_ready() {
-        WAITS_FOR_READY.store(true, Ordering::Relaxed);
-    }
-
-    /// Reports that the program has started.
-    pub(crate) fn report_started() {
-        if !WAITS_FOR_READY.load(Ordering::Relaxed) {
-            report(ServiceState::Running, Duration::ZERO, 0);
         }
     }
 
-    /// Reports that the program is ready. This function has an effect only if [`wait_for_ready`] was called.
+    /// Reports that the program has started and is ready.
     pub(crate) fn report_ready() {
-        if WAITS_FOR_READY.load(Ordering::Relaxed) {
-            report(ServiceState::Running, Duration::ZERO, 0);
-        }
+        report(ServiceState::Running, Duration::ZERO, 0);
     }
 
-    /// Reports that the service is stopping and has made progress. More progress or the end must follow within `wait_hint`.
+    /// Reports that the service is stopping and has made progress. The next report must follow within `wait_hint`, or Windows can treat the
+    /// service as hung.
     pub(crate) fn report_stopping(wait_hint: Duration) {
         report(ServiceState::StopPending, wait_hint, 0);
     }
@@ -113,22 +131,46 @@ mod imp {
             log(Level::Warn, format_args!("failed to report the state of the service: {error}"));
         }
     }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        /// Only Windows can send the controls shutdown and preshutdown, so this test calls the handler.
+        #[test]
+        fn controls_that_end_the_service_request_a_stop() {
+            for control in [ServiceControl::Stop, ServiceControl::Shutdown, ServiceControl::Preshutdown] {
+                signals::forget_stop_request();
+                assert!(matches!(on_control(control), ServiceControlHandlerResult::NoError));
+                assert!(signals::requested_at().is_some(), "{control:?}");
+            }
+            signals::forget_stop_request();
+            on_control(ServiceControl::Interrogate);
+            assert!(signals::requested_at().is_none());
+        }
+    }
 }
 
 #[cfg(not(all(feature = "windows-service", windows)))]
 mod imp {
     use std::time::Duration;
 
-    #[cfg(feature = "windows-service")]
-    #[expect(clippy::unnecessary_wraps, reason = "the signature on Windows")]
-    pub(crate) fn register(_name: &str) -> std::io::Result<()> {
-        Ok(())
+    #[derive(Default)]
+    pub(crate) struct HostService {}
+
+    #[expect(clippy::unused_self, reason = "the signatures on Windows")]
+    impl HostService {
+        #[cfg(feature = "windows-service")]
+        #[expect(clippy::unnecessary_wraps, reason = "the signature on Windows")]
+        pub(crate) fn register(&mut self, _name: &str) -> std::io::Result<()> {
+            Ok(())
+        }
+
+        #[cfg(feature = "windows-service")]
+        pub(crate) fn wait_for_ready(&mut self) {}
+
+        pub(crate) fn report_started(&self) {}
     }
-
-    #[cfg(feature = "windows-service")]
-    pub(crate) fn wait_for_ready() {}
-
-    pub(crate) fn report_started() {}
 
     #[cfg(any(feature = "systemd", feature = "windows-service"))]
     pub(crate) fn report_ready() {}

@@ -215,6 +215,39 @@ test("the confirmation closes when its task ends", async () => {
   assert.notEqual(await run("return document.activeElement.localName"), "body");
 });
 
+test("an abort after a quick change of the dialog aborts the second task", async () => {
+  await open_shop();
+  await is_listed("checkout");
+  await is_listed("import");
+  await run(`for (const name of ["checkout", "import"]) {
+    document.getElementById("confirm").close();
+    [...document.querySelectorAll("#rows tr")].find((row) => row.querySelector("b").innerText === name).querySelector("button").click();
+  }`);
+  await browser.click("document.getElementById('abort')");
+  await has_ended("import");
+  assert.ok(await listed("checkout"));
+});
+
+test("each late task has one line, even if two have the same name", async () => {
+  await open_shop();
+  await shows("late-tasks", /indexer/);
+  const lines = await run(`const late = ["importer", "importer"].map((name) => ({ name, timeout: 1 }));
+    for (let events = 0; events < 5; events += 1) {
+      last.host.late = late;
+      show_host();
+    }
+    return [...document.querySelectorAll("#late-tasks li")].map((line) => line.innerText)`);
+  assert.deepEqual(lines, Array(2).fill("importer has reported no progress for more than 1 s"));
+});
+
+test("announcements of one event are said together, and equal announcements are said again", async () => {
+  await open_shop();
+  await record();
+  for (let events = 0; events < 2; events += 1) await run("announce('checkout has ended.'); announce('workers: Draining.')");
+  const both = "checkout has ended. workers: Draining.";
+  assert.deepEqual(await said(), [both, `${both}\u00a0`]);
+});
+
 test("services show their state, restarts and last loss", async () => {
   await open_shop();
   await shows("service-rows", /outbox in workers\s+\S+dashboard\.rs:\d+:\d+\s+Last loss: failed: no connection to the mail server\s+(Waiting|Running)\s+\d+/);

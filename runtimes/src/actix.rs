@@ -6,8 +6,8 @@ use std::time::Duration;
 
 /// Spawns tasks on one arbiter of an actix system. You can use this spawner on any thread.
 ///
-/// When an arbiter stops, it drops its tasks, and the registry counts these tasks as abandoned. The runtime catches panics of tasks that
-/// were spawned without a registry.
+/// When an arbiter stops, it drops its tasks, and the registry counts these tasks as abandoned. If a task was spawned without a registry
+/// and panics, the runtime catches the panic.
 ///
 /// The tasks of an arbiter are local tasks of tokio. Inside an actix system, you can therefore use `background_tasks::TokioSpawner`, which
 /// spawns on the caller's arbiter. Unlike `ArbiterSpawner`, `TokioSpawner` can also start local tasks and blocking closures.

@@ -5,8 +5,9 @@ use std::ops::Deref;
 /// Spawns tasks on a task pool of bevy. You can use this spawner on any thread.
 ///
 /// When a pool is dropped, it stops its threads and drops its tasks, and the registry counts these tasks as abandoned. bevy's own pools are
-/// statics and are never dropped. When `main` returns, tasks in flight on these pools are lost, and their destructors do not run. After a
-/// panic of a task that was spawned without a registry, the pool keeps working. bevy has no threads for blocking work. Run blocking work in
+/// statics and are never dropped. When `main` returns, tasks in flight on these pools are lost, and their destructors do not run.
+///
+/// If a task was spawned without a registry and panics, the pool keeps working. bevy has no threads for blocking work. Run blocking work in
 /// a task on `AsyncComputeTaskPool`.
 ///
 /// This type is not available on wasm. On wasm, bevy runs tasks on the event loop of the page.
@@ -27,8 +28,8 @@ use std::ops::Deref;
 pub struct BevySpawner<P = &'static TaskPool>(pub P);
 
 impl BevySpawner {
-    /// Returns a spawner for one of the pools that bevy provides. For another pool, write `BevySpawner(pool)`, for example with an
-    /// `Arc<TaskPool>`.
+    /// Returns a spawner for a pool that is a static, such as the pools that bevy provides. For another pool, write `BevySpawner(pool)`,
+    /// where `pool` can be an `Arc<TaskPool>`.
     pub fn new(pool: &'static TaskPool) -> Self {
         Self(pool)
     }

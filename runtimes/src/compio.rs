@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 /// Spawns tasks on the caller's compio runtime, and runs blocking closures on the thread pool of this runtime.
 ///
 /// A task stays on the thread that started it, even if the task is `Send`. When the last handle of a runtime is dropped, the runtime drops
-/// its tasks, and the registry counts these tasks as abandoned. The runtime also drops blocking closures that have not started. If a
-/// blocking closure has started, it continues. The runtime catches panics of tasks that were spawned without a registry.
+/// its tasks, and the registry counts these tasks as abandoned. The runtime also drops blocking closures that have not started. A blocking
+/// closure that has started continues. If a task was spawned without a registry and panics, the runtime catches the panic.
 ///
 /// A compio runtime has a queue for wake-ups from other threads. By default, this queue holds at most 64 wake-ups. If a thread wakes more
-/// tasks than the queue can hold, for example by a shutdown, the thread waits until the runtime has emptied the queue. In compio 0.19, the
-/// runtime can miss the last wake-up and stay asleep. To avoid this bug, set `RuntimeBuilder::sync_queue_size` to the largest number of
-/// tasks in flight, or start the shutdown on the runtime's thread.
+/// tasks than this, the queue is full, and the thread waits until the runtime has emptied the queue. For example, a thread that starts the
+/// shutdown wakes all waiting tasks. In compio 0.19, the runtime can miss the last wake-up and stay asleep. To avoid this bug, set
+/// `RuntimeBuilder::sync_queue_size` to the largest number of tasks in flight, or start the shutdown on the runtime's thread.
 ///
 /// # Panics
 ///

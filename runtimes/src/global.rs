@@ -4,8 +4,8 @@ use background_tasks::{BlockingSpawner, Spawner};
 /// this spawner on any thread.
 ///
 /// The executor is a static and is never dropped. When `main` returns, tasks in flight are lost, and their destructors do not run. To avoid
-/// this loss, wait for the registry's shutdown before `main` returns. The executor catches panics of tasks that were spawned without a
-/// registry.
+/// this loss, wait for the registry's shutdown before `main` returns. If a task was spawned without a registry and panics, the executor
+/// catches the panic.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct GlobalExecutorSpawner;
 

@@ -9,10 +9,12 @@ use std::time::Duration;
 /// Spawns tasks on the caller's glommio executor, in the caller's task queue. Runs blocking closures on the blocking threads of this
 /// executor.
 ///
-/// A task stays on the thread that started it, even if the task is `Send`. In glommio, only the wakers of a waiting task keep the task
-/// alive. This spawner therefore stores the tasks itself, at the cost of one allocation for each task. When an executor is dropped, its
-/// tasks are dropped too, and the registry counts these tasks as abandoned. If a task is spawned without a registry, a panic of this task
-/// unwinds through `run`. glommio needs Linux 5.8 or later.
+/// A task stays on the thread that started it, even if the task is `Send`. When an executor is dropped, its tasks are dropped too, and the
+/// registry counts these tasks as abandoned. If a task was spawned without a registry and panics, the panic unwinds through
+/// `LocalExecutor::run`. glommio needs Linux 5.8 or later.
+///
+/// In glommio, only the wakers of a waiting task own the task. A waker could therefore keep the task alive after its executor has been
+/// dropped. To prevent this, this spawner stores the tasks itself, at the cost of one allocation for each task.
 ///
 /// `LocalExecutorBuilder::blocking_thread_pool_placement` sets the number of blocking threads. Default: one thread.
 ///
@@ -25,7 +27,8 @@ pub struct GlommioSpawner;
 const ADVICE: &str = "GlommioSpawner needs a glommio executor, and this thread is not in one: call it from a task or inside \
                       `LocalExecutor::run`";
 
-/// Drops the tasks of an executor when the executor is dropped. The executor owns this value through a task queue that has no tasks.
+/// Drops the tasks of an executor when the executor is dropped. The executor owns a task queue that this module has added, and this queue
+/// owns this value. The queue itself contains no tasks.
 struct DropTasks(usize);
 
 impl SharesManager for DropTasks {
@@ -48,7 +51,7 @@ impl Spawner for GlommioSpawner {
 }
 
 impl LocalSpawner for GlommioSpawner {
-    /// Queues the task. glommio's own `spawn_local` would poll the task before `spawn_local` returns.
+    /// Queues the task. This method does not call glommio's own `spawn_local`, because that function polls the task before it returns.
     #[track_caller]
     fn spawn_local<F: Future<Output = ()> + 'static>(&self, task: F) {
         with_advice(ADVICE, || {
@@ -65,7 +68,7 @@ impl LocalSpawner for GlommioSpawner {
 impl BlockingSpawner for GlommioSpawner {
     #[track_caller]
     fn spawn_blocking<F: FnOnce() + Send + 'static>(&self, work: F) {
-        // The first poll of glommio's future sends the closure to a blocking thread, so a task polls this future.
+        // glommio sends the closure to a blocking thread only at the first poll of this future. Therefore a task polls this future.
         self.spawn_local(with_advice(ADVICE, || executor().spawn_blocking(work)));
     }
 }
@@ -75,7 +78,7 @@ impl Timer for GlommioSpawner {
 
     #[track_caller]
     fn sleep(&self, duration: Duration) -> timer::Timer {
-        // The limit is necessary because glommio adds the duration to the current time without a check for overflow.
+        // The duration is limited, because glommio adds it to the current time without a check for overflow.
         with_advice(ADVICE, || timer::Timer::new(duration.min(LONGEST_SLEEP)))
     }
 }

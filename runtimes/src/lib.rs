@@ -44,13 +44,13 @@ pub use self::glommio::GlommioSpawner;
 #[cfg(all(feature = "monoio", any(unix, windows)))]
 pub use self::monoio::MonoioSpawner;
 
-/// Compiles the recipes of host/ that use other web frameworks. The package host/ does not depend on these frameworks, because its
-/// tests must build quickly.
+/// Compiles the recipes of the host's documentation for other web frameworks. These recipes are not compiled with the package host/,
+/// because its tests must build quickly and therefore without these frameworks.
 #[cfg(doctest)]
 #[doc = include_str!("../../host/src/frameworks.md")]
 struct Frameworks;
 
-/// The longest timer duration of the spawners: 30 years. Longer durations are shortened to this value, because the addition to the current
-/// time can overflow.
+/// The longest timer duration of the spawners: 30 years. Longer durations are shortened to this value, because the sum of a longer duration
+/// and the current time can overflow.
 #[cfg(any(feature = "compio", all(feature = "glommio", target_os = "linux")))]
 const LONGEST_SLEEP: std::time::Duration = std::time::Duration::from_secs(30 * 365 * 24 * 60 * 60);

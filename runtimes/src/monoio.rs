@@ -8,13 +8,15 @@ use std::time::Duration;
 
 /// Spawns tasks on the caller's monoio runtime, and runs blocking closures on the thread pool that is attached to this runtime.
 ///
-/// A task stays on the thread that started it, even if the task is `Send`. In monoio, only the wakers of a waiting task keep the task
-/// alive. This spawner therefore stores the tasks itself, at the cost of one allocation for each task. When a thread ends or calls
-/// [`abandon_all`](Self::abandon_all), the tasks in flight on this thread are dropped, and the registry counts these tasks as abandoned. A
-/// waiting task is also dropped if its last waker is dropped on the task's thread. If a task is spawned without a registry, a panic of this
-/// task unwinds through `block_on`.
+/// A task stays on the thread that started it, even if the task is `Send`. In monoio, only the wakers of a waiting task own the task. A
+/// waker could therefore keep the task alive after its runtime has been dropped. To prevent this, this spawner stores the tasks itself, at
+/// the cost of one allocation for each task.
 ///
-/// To run blocking closures, call `RuntimeBuilder::attach_thread_pool`. If the runtime has no thread pool but has
+/// When a thread ends or calls [`abandon_all`](Self::abandon_all), this spawner drops the tasks in flight on this thread, and the registry
+/// counts these tasks as abandoned. A waiting task is also dropped if its last waker is dropped on the task's thread. If a task was spawned
+/// without a registry and panics, the panic unwinds through `block_on`.
+///
+/// To run blocking closures, call `RuntimeBuilder::attach_thread_pool`. If the runtime has no thread pool, but has the setting
 /// `BlockingStrategy::ExecuteLocal`, `spawn_blocking` runs the closure on the caller's thread before it returns. To use the timer, call
 /// `RuntimeBuilder::enable_timer`.
 ///
@@ -26,7 +28,7 @@ use std::time::Duration;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct MonoioSpawner;
 
-/// monoio's runtimes have no IDs, so all runtimes of a thread share this number.
+/// The number that identifies a runtime in `owned_tasks`. monoio's runtimes have no IDs, so all runtimes of a thread share this number.
 const RUNTIME: usize = 0;
 
 const ADVICE: &str = "MonoioSpawner needs a monoio runtime, and this thread is not in one: call it from a task or inside `block_on`; for \
@@ -64,8 +66,8 @@ impl BlockingSpawner for MonoioSpawner {
 impl Timer for MonoioSpawner {
     type Sleep = BoxLocalTask;
 
-    /// In monoio 0.2.4, a timer future always wakes the task that polled the future first, even if another task polls the future later.
-    /// This method therefore returns a future that creates a new timer future when the waker changes.
+    /// A future of monoio 0.2.4's timer always wakes the task that polled it first, even if another task polls it later. This method
+    /// therefore returns a future that creates a new future of the timer when the waker changes.
     #[track_caller]
     fn sleep(&self, duration: Duration) -> BoxLocalTask {
         let mut sleep = with_advice(ADVICE, || Box::pin(monoio::time::sleep(duration)));

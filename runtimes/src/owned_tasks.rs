@@ -1,9 +1,10 @@
 //! Stores the tasks of runtimes that do not store waiting tasks.
 //!
-//! monoio and glommio own a task only while the task is queued. While the task waits, only its wakers own the task. If a waker exists
-//! longer than the runtime, this waker therefore keeps the task alive. In monoio, the last waker drops the task on the thread of this
-//! waker, although the task is not `Send`. Therefore this module stores each task on the thread of the task, and passes a [`TaskRef`] to
-//! the runtime in place of the task.
+//! monoio and glommio own a task only while the task is queued. While the task waits, only its wakers own the task. If a waker outlives the
+//! runtime, it therefore keeps the task alive. In monoio, the last waker drops the task on the thread of this waker, although the task is
+//! not `Send`.
+//!
+//! To prevent both, this module stores each task on the task's own thread. The runtime receives a [`TaskRef`] in place of the task.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -17,7 +18,8 @@ type Task = Pin<Box<dyn Future<Output = ()>>>;
 /// The tasks of the runtimes on this thread. When the thread ends, the destructor of this value drops the tasks.
 #[derive(Default)]
 struct OwnedTasks {
-    /// All stored tasks, except tasks that are currently being polled. The keys are the runtime and the number of the task.
+    /// All stored tasks, except tasks that are currently being polled. The first key is the runtime, and the second key is the number of
+    /// the task.
     waiting: RefCell<BTreeMap<usize, BTreeMap<u64, Task>>>,
     next_number: Cell<u64>,
 }
@@ -50,8 +52,8 @@ pub(crate) fn is_known(runtime: usize) -> bool {
 
 /// Drops the tasks of a runtime on this thread.
 pub(crate) fn drop_all(runtime: usize) {
-    // While the thread ends, `try_with` fails, because the destructor of `TASKS` already drops the tasks. Destructors of tasks can use this
-    // module, so the tasks are dropped after the borrow has ended.
+    // While the thread ends, `try_with` fails. This function then does nothing, because the destructor of `TASKS` drops the tasks. The
+    // destructor of a task can use this module, so the tasks are dropped only after the borrow has ended.
     let tasks = TASKS.try_with(|tasks| tasks.waiting.borrow_mut().remove(&runtime));
     drop(tasks);
 }

@@ -37,15 +37,17 @@ impl LocalSpawner for &'static StaticLocalExecutor {
 /// Starts threads and spawns tasks on them. Use this spawner in programs without a runtime.
 ///
 /// All clones of a spawner share the same threads. The threads run an [`async_executor::Executor`] until the last clone is dropped. If
-/// tasks are still in flight when the last clone is dropped, the executor drops these tasks, and the registry counts these tasks as
-/// abandoned. If a task owns a clone of the spawner, for example inside a registry handle, the threads keep running until this task ends.
+/// tasks are still in flight at that time, the executor drops them, and the registry counts them as abandoned. If a task owns a clone of
+/// the spawner, for example inside a registry handle, the threads keep running until this task ends.
 ///
-/// Dropping the last clone blocks until all threads have exited, but at most for one second. The method
-/// [`join_timeout`](Self::join_timeout) changes this time limit. If a thread always has ready tasks, it polls at most 200 more tasks before
-/// it exits. If a task blocks its thread for longer than the time limit, the drop detaches this thread and returns. The detached thread
-/// exits when the poll of the blocking task returns. When the detached thread exits, the executor drops the other tasks in flight.
+/// The drop of the last clone blocks until all threads have exited, but at most for one second. The method
+/// [`join_timeout`](Self::join_timeout) changes this time limit. A thread that always has ready tasks polls at most 200 more tasks before
+/// it exits.
 ///
-/// If the last clone is dropped on one of the spawner's own threads, the drop waits only for the other threads.
+/// If a task blocks its thread for longer than the time limit, the drop detaches this thread and returns. The detached thread exits when
+/// the poll of the blocking task returns. Only then does the executor drop the other tasks in flight.
+///
+/// If the last clone is dropped on one of the spawner's own threads, the drop waits for the other threads, and not for its own thread.
 ///
 /// This spawner has no timer. The wrapper [`WithTimer`](crate::WithTimer) adds a timer.
 ///
@@ -70,8 +72,7 @@ impl ThreadsSpawner {
     /// # Errors
     ///
     /// - Returns [`InvalidInput`](io::ErrorKind::InvalidInput) if `threads` is 0, because no task would ever run.
-    /// - Returns the operating system's error if the operating system cannot start a thread. In this case, the threads that have already
-    ///   been started exit.
+    /// - Returns the operating system's error if it cannot start a thread. In this case, the threads that have already been started exit.
     pub fn new(threads: usize) -> io::Result<Self> {
         if threads == 0 {
             let message = "a ThreadsSpawner needs at least one thread to run tasks on";
@@ -93,8 +94,7 @@ impl ThreadsSpawner {
         Ok(Self(Arc::new(pool)))
     }
 
-    /// Sets how long the drop of the last clone waits for the threads to exit. This time limit applies to all clones. Default: one
-    /// second.
+    /// Sets how long the drop of the last clone waits for the threads to exit. All clones share this setting. Default: one second.
     ///
     /// When the time limit expires, the drop detaches the threads that have not exited. If `timeout` is zero, the drop detaches all
     /// threads immediately. If `timeout` is [`Duration::MAX`], a task that hangs blocks the drop forever.
@@ -149,15 +149,15 @@ struct Threads {
 }
 
 impl Threads {
-    /// Returns a closure that runs the executor. Each thread runs one of these closures. If a task panics, the thread continues, because
-    /// async-executor catches the panic.
+    /// Returns a closure that runs the executor. Each thread runs one of these closures. async-executor catches the panics of tasks
+    /// that were started without a registry, so such a panic does not end the thread.
     fn run(&self, exit: Sender<ThreadId>) -> impl FnOnce() + Send + use<> {
         let executor = self.executor.clone();
         let stopped = self.stop.signal();
         move || {
             block_on(executor.run(stopped));
             drop(executor);
-            // The send fails if the spawner has been dropped without waiting for this thread.
+            // The send fails if the spawner has been dropped and did not wait for this thread.
             _ = exit.send(thread::current().id());
         }
     }
@@ -175,7 +175,7 @@ impl Drop for Threads {
             // After a timeout, the destructor of the map detaches the threads that have not exited.
             let Ok(id) = exits.recv_timeout(timeout.saturating_sub(waited)) else { return };
             if let Some(handle) = self.handles.remove(&id) {
-                // Leaks the panic payload, because the destructor of the payload can panic.
+                // If the thread has panicked, this call leaks the panic payload, because the destructor of the payload can panic.
                 handle.join().unwrap_or_else(mem::forget);
             }
         }

@@ -8,7 +8,7 @@ const DRAIN_DURATION: &str = "background_tasks_drain_duration_seconds";
 const STARTED_TOTAL: &str = "background_tasks_started_total";
 const DURATION: &str = "background_tasks_duration_seconds";
 
-/// Records metrics with the crate [`metrics`](https://docs.rs/metrics). Your program must install an exporter for this crate.
+/// Records metrics with the crate [`metrics`](https://docs.rs/metrics). Your program must install an exporter for `metrics`.
 ///
 /// | metric | type | labels |
 /// | --- | --- | --- |
@@ -16,10 +16,12 @@ const DURATION: &str = "background_tasks_duration_seconds";
 /// | `background_tasks_in_flight` | gauge | `registry` |
 /// | `background_tasks_drain_duration_seconds` | histogram | `registry` |
 ///
-/// The observer counts every loss when the loss happens. By default, a registry does not notify observers of completed tasks. For this
-/// reason, only [`record`](Self::record) and the end of the drain update the number of completed tasks and the number of tasks in flight.
-/// Call `record` each time before the exporter collects the metrics. `record` counts the completed tasks of a [child
-/// registry](Registry::child) after this child has drained. Until then, the child counts as one task in flight.
+/// The observer counts every loss when the loss happens. By default, however, a registry does not notify observers of completed tasks. The
+/// number of completed tasks and the number of tasks in flight are therefore updated only by [`record`](Self::record), and at the end of
+/// the drain. Call `record` each time before the exporter collects the metrics.
+///
+/// `record` counts the completed tasks of a [child registry](Registry::child) only after this child has drained. Until then, the child
+/// counts as one task in flight.
 ///
 /// The setting [`by_name`](Self::by_name) adds metrics for each task name, and updates all metrics when a task starts or ends.
 ///
@@ -48,7 +50,7 @@ pub struct MetricsObserver {
 impl MetricsObserver {
     /// Returns an observer. The parameter `registry` is the value of the label `registry` in all metrics of this observer.
     ///
-    /// Install the exporter before you call `new`, because `new` registers descriptions of the metrics with the installed exporter.
+    /// Install the exporter before you call `new`, because `new` passes descriptions of the metrics to the installed exporter.
     pub fn new(registry: &'static str) -> Self {
         describe_counter!(TASKS_TOTAL, Unit::Count, "Background tasks that ended or were rejected, by outcome.");
         describe_gauge!(IN_FLIGHT, Unit::Count, "Background tasks in flight.");
@@ -66,19 +68,20 @@ impl MetricsObserver {
     /// | `background_tasks_duration_seconds` | histogram | `registry`, `task`, `outcome` |
     /// | `background_tasks_drain_duration_seconds` | histogram | `registry` |
     ///
-    /// The value of the label `task` is the [name](crate::Registry::named) of the task. For a task without a name, this value is empty.
-    /// Names are `&'static str`, so the names in the source of the program limit the number of time series. Do not put IDs into names.
-    /// The metrics have no label for the call site.
+    /// The value of the label `task` is the [name](crate::Registry::named) of the task. For a task without a name, this value is empty. The
+    /// number of time series grows with the number of different names, so do not put IDs into names. The metrics have no label for the call
+    /// site.
     ///
     /// The duration starts when the registry accepts the task, and ends when the task ends. It includes the time in which the task waits
-    /// for its executor. A rejected task has no duration, and the metrics of started tasks and tasks in flight do not count this task.
-    /// Tracked futures and guards are recorded in the same way as tasks. A child registry does not count as a task, but the tasks of the
-    /// child are recorded. A rejected child counts as a rejected task. Each run of a [service](crate::Registry::service) counts as one
-    /// task, which starts and ends. The metrics have no duration for services.
+    /// for its executor. A rejected task counts only in `background_tasks_total`. Tracked futures and guards are recorded in the same way
+    /// as tasks.
     ///
-    /// With this setting, the observer [observes every task](Observer::observes_every_task), so it enables inspection of the registry.
-    /// Each task then costs more time, because the registry stores an entry with timestamps for each task. All metrics are always up to
-    /// date, so [`record`](Self::record) does nothing.
+    /// A child registry does not count as a task, but the tasks of the child are recorded. If a registry rejects a child, the child counts
+    /// as a rejected task. Each run of a [service](crate::Registry::service) counts as one task, but has no duration.
+    ///
+    /// With this setting, the observer [observes every task](Observer::observes_every_task). The registry is then also inspected; the docs
+    /// of [`inspect`](crate::RegistryBuilder::inspect) describe the cost for each task. All metrics are always up to date, so
+    /// [`record`](Self::record) does nothing.
     ///
     /// # Examples
     ///

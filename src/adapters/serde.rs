@@ -4,8 +4,8 @@ use crate::{TaskId, TaskInfo};
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
-/// Serializes the fields `name` and `location`. The fields `id`, `kind` and `age_seconds` are optional: a field without a known value is
-/// omitted. The field `is_abortable` is present exactly if the field `kind` is present.
+/// Serializes the fields `name` and `location`. The fields `id`, `kind` and `age_seconds` are present only if their value is known. The
+/// field `is_abortable` is present only together with the field `kind`.
 ///
 /// The field `name` is null if the task has no name. The field `abort_requested` is present only if it is true. The field `parent` is
 /// present only if the task belongs to a child registry. It contains the ID of this child registry.

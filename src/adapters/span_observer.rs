@@ -9,18 +9,20 @@ use tracing::Span;
 /// | `task.outcome` | `completed`, `failed`, `panicked`, `abandoned`, `aborted` or `rejected` |
 /// | `task.duration_seconds` | the time since the registry accepted the task, as a number of seconds; empty for a rejected task |
 ///
-/// The duration includes the time in which the task waits for its executor. For a rejected task, `SpanObserver` creates a span that
-/// closes immediately. This span follows from the span of the caller.
+/// The duration includes the time in which the task waits for its executor. For a rejected task, `SpanObserver` creates a span, which
+/// closes immediately. This span *follows from* the span of the caller.
 ///
-/// A [service](crate::Registry::service) has one span for all its runs. When a run ends, `SpanObserver` records the outcome of the run
-/// and the time since the start of the service. When the last run ends, the span has the outcome of the service. Tracked futures, guards
-/// and child registries have no span, so `SpanObserver` records nothing for them. If the spawner of the registry is not a `TaskSpan`,
-/// `SpanObserver` records only rejected tasks.
+/// A [service](crate::Registry::service) has one span for all its runs. When a run ends, `SpanObserver` records the outcome of the run and
+/// the time since the start of the service. After the last run, `SpanObserver` records the outcome of the service.
 ///
-/// `SpanObserver` [observes every task](Observer::observes_every_task), so it enables inspection of the registry. Each task then costs
-/// more time, because the registry stores an entry with timestamps for each task. `TaskSpan` works without `SpanObserver`, but the two
-/// fields stay empty. `SpanObserver` emits no events. To emit an event for each loss, also add a
-/// [`TracingObserver`](crate::TracingObserver).
+/// Tracked futures, guards and child registries have no span, so `SpanObserver` records nothing for them. If the spawner of the registry is
+/// not a `TaskSpan`, `SpanObserver` records only rejected tasks.
+///
+/// `SpanObserver` [observes every task](Observer::observes_every_task). The registry is then also inspected; the docs of
+/// [`inspect`](crate::RegistryBuilder::inspect) describe the cost for each task.
+///
+/// `TaskSpan` works without `SpanObserver`, but the two fields of the table then stay empty. `SpanObserver` emits no events. To emit an
+/// event for each loss, also add a [`TracingObserver`](crate::TracingObserver).
 ///
 /// # Examples
 ///
@@ -57,10 +59,11 @@ impl Observer for SpanObserver {
 
 /// Records the end of a task in the span of the task.
 ///
-/// The registry calls its observers while the executor polls or drops the task, so the current span is the span of the task. If the
-/// spawner is not a `TaskSpan`, the current span does not have the recorded fields, and `tracing` ignores their values.
+/// The registry calls its observers while the executor polls or drops the task, so the current span is the span of the task. If the spawner
+/// is not a `TaskSpan`, the current span is another span without these fields. `tracing` then ignores the recorded values.
 fn record(task: &TaskInfo, outcome: &str, span: impl FnOnce() -> Span) {
-    // When a tracked future or guard ends, the current span can be the span of another task that contains the future or guard.
+    // A task can own a tracked future or a guard. When the future or guard ends, the current span is then the span of that task, which
+    // must stay unchanged.
     if matches!(task.kind(), None | Some(TaskKind::Tracked | TaskKind::Guard | TaskKind::Child)) {
         return;
     }

@@ -6,27 +6,30 @@ use tracing::{Instrument, Span, info_span};
 
 /// Wraps a spawner and runs each task in a new tracing span. The new span *follows from* the span of the caller.
 ///
-/// Use `TaskSpan` if you export spans. The span of the request closes as soon as the request ends, even if tasks of the request still run.
-/// An exporter therefore sends this span without delay. The follows-from relation links the task to the request.
+/// Use `TaskSpan` if you export spans. If a request starts a task, the span of the request closes when the request ends, even if the task
+/// still runs. An exporter therefore sends the span of the request without delay. The follows-from relation links the task's span to the
+/// request's span.
 ///
-/// With `tracing_subscriber::fmt`, the fields of the request do not appear in the task's lines. The line of a lost task therefore does not
-/// say which request started the task. [`InSpan`](crate::InSpan) keeps these fields, because it runs the task in the span of the request.
+/// With `tracing_subscriber::fmt`, the log lines of the task do not contain the fields of the request. The line that reports a lost task
+/// therefore does not say which request started the task. If you need these fields, use [`InSpan`](crate::InSpan), which runs the task in
+/// the span of the request.
 ///
 /// The span has the name `task`, the level info, the `tracing` target `background_tasks` and no parent. The field `task.location` is the
-/// call site that started the task. The field `task.name` has a value if the task has a [name](crate::Registry::named). If the registry
-/// has a [`SpanObserver`](crate::SpanObserver), the fields `task.outcome` and `task.duration_seconds` are recorded at the end of the
-/// task. If a task starts another task, the span of the new task follows from the span of the first task.
+/// call site that started the task. The field `task.name` has a value if the task has a [name](crate::Registry::named). If the registry has
+/// a [`SpanObserver`](crate::SpanObserver), the fields `task.outcome` and `task.duration_seconds` are recorded at the end of the task. If a
+/// task starts another task, the span of the other task follows from the span of the first task.
 ///
 /// All events of a task belong to the span of the task. If the task is lost, [`TracingObserver`](crate::TracingObserver) emits an event
-/// that also belongs to this span. The registry does not pass a rejected task to a spawner, so `TaskSpan` does not create a span for this
-/// task. The event for the rejection belongs to the span of the caller. In contrast, `SpanObserver` also creates a span for a rejected
-/// task. The span of a [service](crate::Registry::service) contains all runs of the service. Guards, tracked futures and child registries
-/// have no span.
+/// that also belongs to this span. The span of a [service](crate::Registry::service) contains all runs of the service. Guards, tracked
+/// futures and child registries have no span.
 ///
-/// The span closes when the executor drops the task. The executor drops a task after the registry has stopped counting this task, so the
-/// span can close shortly after the drain has ended. If the program flushes its span exporter right after the drain, the exporter can
-/// therefore miss the spans of the last tasks. To make sure that a span closes before the drain ends, attach the span to the future:
-/// `registry.run(work.instrument(span))`.
+/// The registry does not pass a rejected task to a spawner, so `TaskSpan` creates no span for a rejected task. The event for the rejection
+/// belongs to the span of the caller. `SpanObserver`, however, creates a span for each rejected task.
+///
+/// The span closes when the executor drops the wrapped task. This happens only after the registry has stopped counting the task, so the
+/// span can close shortly after the end of the drain. If the program flushes its span exporter right after the drain, the exporter can
+/// therefore miss the spans of the last tasks. To make sure that a span closes before the drain ends, attach the span to the future
+/// instead: `registry.run(work.instrument(span))`.
 ///
 /// # Examples
 ///
@@ -52,7 +55,7 @@ fn task_span(info: Option<&SpawnInfo>) -> Span {
     new_span(info.and_then(SpawnInfo::name), info.map(SpawnInfo::location))
 }
 
-/// Returns a span that follows from the current span. Later, a [`SpanObserver`](crate::SpanObserver) sets the fields that are empty here.
+/// Returns a span that follows from the current span. Two fields are empty until a [`SpanObserver`](crate::SpanObserver) records them.
 pub(super) fn new_span(name: Option<&str>, location: Option<&Location<'_>>) -> Span {
     let span = info_span!(
         target: "background_tasks",
@@ -110,7 +113,7 @@ impl<S: Timer> Timer for TaskSpan<S> {
     }
 }
 
-/// Returns a closure that calls `work` in a span. If the executor drops this closure without calling it, `work` is also dropped in the
+/// Returns a closure that calls `work` in a span. If the executor drops the returned closure without a call, `work` is also dropped in the
 /// span.
 pub(super) fn in_span<F: FnOnce()>(work: F, span: Span) -> impl FnOnce() {
     let mut work = Some(work).instrument(span);

@@ -25,12 +25,16 @@ use tracing::{error, info, warn};
 ///
 /// # Spans
 ///
-/// By default, a task does not run in a span. Its events are not linked to the span of the code that started the task. To give each task a
-/// span that follows from the caller's span, wrap the spawner in [`TaskSpan`](crate::TaskSpan). To record the outcome and the duration in
-/// this span, also add a [`SpanObserver`](crate::SpanObserver). To run all tasks in the caller's span, wrap the spawner in
-/// [`InSpan`](crate::InSpan). The event for a loss then belongs to the caller's span too. To run only one task in the caller's span, attach
-/// the current span to the task's future, as in the example below. The events of the future then belong to this span. The event for the
-/// loss of this task does not belong to this span, because `TracingObserver` emits the event outside the future.
+/// By default, a task does not run in a span, so its events do not belong to the span of the code that started the task. There are three
+/// ways to change this:
+///
+/// - To give each task its own span, wrap the spawner in [`TaskSpan`](crate::TaskSpan). This span follows from the caller's span. To record
+///   the outcome and the duration in this span, also add a [`SpanObserver`](crate::SpanObserver).
+/// - To run all tasks in the caller's span, wrap the spawner in [`InSpan`](crate::InSpan). The event for a loss then also belongs to the
+///   caller's span.
+/// - To run only one task in the caller's span, attach the current span to the task's future, as in the example below. The events of the
+///   future then belong to the caller's span. If this task is lost, the event for the loss does not, because `TracingObserver` emits that
+///   event outside the future.
 ///
 /// ```
 /// # #[cfg(feature = "smol")]
@@ -51,8 +55,8 @@ use tracing::{error, info, warn};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TracingObserver;
 
-/// Emits the event for a loss. `emit_loss` is a macro because `tracing` needs the level at compile time. `tracing` omits fields that are
-/// `None`.
+/// Emits the event for a loss. This is a macro and not a function, because `tracing` needs the level at compile time. `tracing` omits
+/// fields that are `None`.
 macro_rules! emit_loss {
     ($level:ident, $task:expr, $message:literal $(, $field:ident = $value:expr)?) => {{
         let TaskInfo { id, name, location, kind, age, .. } = $task;

@@ -2,12 +2,11 @@ use crate::{BlockingSpawner, LocalSpawner, SpawnInfo, Spawner, Timer};
 use core::fmt;
 use core::time::Duration;
 
-/// Adds a timer to a spawner, or replaces the spawner's own timer. The second field is a closure that creates the futures of the
-/// [`Timer`].
+/// Adds a timer to a spawner, or replaces the spawner's own timer. The first field is the spawner, which runs the tasks. The second field
+/// is a closure that creates the futures of the [`Timer`].
 ///
 /// The closure receives a duration and returns a future that resolves after this duration. Most runtimes have a function that you can use
-/// as this closure, such as `smol::Timer::after` and `tokio::time::sleep`. The closure must satisfy the contract of [`Timer`]. The
-/// wrapped spawner runs the tasks.
+/// as this closure, such as `smol::Timer::after` and `tokio::time::sleep`. The closure must satisfy the contract of [`Timer`].
 ///
 /// # Examples
 ///

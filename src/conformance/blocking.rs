@@ -1,4 +1,4 @@
-//! Checks a `BlockingSpawner`. The checks run on threads that the test suite starts.
+//! Checks a `BlockingSpawner`. The checks call the spawner on threads of the test suite, and not on the spawner's threads.
 
 use super::send::{Check, on_four_threads};
 use super::{CheckResult, expect_outcomes, panic_intentionally};

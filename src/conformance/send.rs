@@ -1,4 +1,4 @@
-//! Checks a `Spawner`. The checks run on threads that the test suite starts. The executor has other threads.
+//! Checks a `Spawner`. The checks call the spawner on threads of the test suite, and not on the executor's threads.
 
 use super::{CheckResult, MANY_TASKS, catch, expect_outcomes, panic_intentionally, panic_message};
 use crate::{Registry, ShutdownSignal, Spawner};
@@ -52,11 +52,12 @@ fn expect_none_inside(polled_inside: &Receiver<bool>) -> CheckResult {
     if polled_inside.iter().any(|inside| inside) { Err("a task was polled inside `spawn`".into()) } else { Ok(()) }
 }
 
-/// Starts a task that sends a boolean to `polled_inside`. The boolean is true if the method [`Spawner::spawn`] polls the task on the
-/// caller's stack.
+/// Starts a task that sends a boolean to `polled_inside`. The boolean is true if [`Spawner::spawn`] itself polls the task, on the caller's
+/// stack.
 ///
-/// If `spawn` does not poll the task on the caller's stack, the task blocks until `may_finish` has a message. If an implementation of
-/// `spawn` waits for the end of the task, it therefore never returns, and the check fails.
+/// If `may_finish` is `Some` and `spawn` does not poll the task itself, the task blocks until `may_finish` has a message. The caller sends
+/// this message only after `spawn` has returned. If an implementation of `spawn` waits for the end of the task, it therefore never returns,
+/// and the check fails.
 fn run_stack_check<S: Spawner>(registry: &Registry<S>, polled_inside: Sender<bool>, may_finish: Option<Receiver<()>>) {
     let caller = thread::current().id();
     let returned = Arc::new(AtomicBool::new(false));
@@ -113,8 +114,8 @@ pub(super) fn on_four_threads<S: Send + Sync + 'static>(
     })
 }
 
-/// Runs tasks that panic. There are more of these tasks than an executor usually has threads. After these tasks have ended, this function
-/// runs tasks that must complete.
+/// Runs more panicking tasks than an executor usually has threads. If each panic ended a thread, no thread would remain. After these tasks
+/// have ended, this function runs tasks that must complete.
 fn survives_panics<S: Spawner>(registry: &Registry<S>) -> CheckResult {
     for _ in 0..20 {
         registry.run(async { panic_intentionally() });
@@ -137,8 +138,8 @@ fn polls_after_wake_by_thread<S: Spawner>(registry: &Registry<S>) -> CheckResult
 
 const WAKES: usize = if cfg!(miri) { 10 } else { 1000 };
 
-/// Returns a task and the thread that wakes the task. The thread wakes the task one time for each poll except the last poll. The thread
-/// returns the waker that it called last.
+/// Returns a task and the thread that wakes the task. The thread wakes the task one time for each poll except the last poll. At its end,
+/// the thread returns the waker that it called last.
 ///
 /// Each poll with an even number (2, 4, 6 and so on) blocks until the thread has called the waker. The executor must therefore handle a
 /// wake-up during a poll.
@@ -208,13 +209,13 @@ fn runs_tasks_while_one_waits<S: Spawner + Send + Sync + 'static>(registry: &Reg
 /// A list of wakers that outlive their executor.
 pub(super) type Wakers = Arc<Mutex<Vec<Waker>>>;
 
-/// Returns tasks that never finish. These tasks are still in flight when the check drops the executor.
+/// Returns tasks that never finish, so they are still in flight when the check drops the executor.
 ///
-/// One third of the tasks store their wakers in `kept`. Another third wait for `signal`, which stores their wakers and calls these wakers
-/// later. The last third do not store their wakers, so nothing can wake these tasks.
+/// One third of the tasks store their wakers in `kept`, and these wakers outlive the executor. Another third wait for `signal`, which
+/// stores their wakers and calls them later. The last third do not store their wakers, so nothing can wake these tasks.
 ///
-/// The drain of the registry `started` ends when each task has been polled at least one time. The tasks do not wake themselves, because
-/// some executors would run only the task that wakes itself.
+/// Each task holds a guard of the registry `started` until its first poll. Therefore the drain of `started` ends when each task has been
+/// polled. The tasks do not wake themselves, because some executors would then poll only one task again and again.
 pub(super) fn waiting_tasks(
     signal: &ShutdownSignal,
     kept: &Wakers,
@@ -249,8 +250,8 @@ pub(super) fn drops_tasks<S: Spawner, E>(registry: Registry<S>, executor: E) -> 
     expect_abandoned(registry, expected, |registry| registry.run(pending::<()>()))
 }
 
-/// Calls `run_late`, which starts one more task on the dropped executor and is allowed to panic. After this call, the function drops the
-/// spawner and checks whether all tasks are abandoned.
+/// Checks whether all tasks of a dropped executor are abandoned. First calls `run_late`, which starts one more task on the dropped
+/// executor. This call is allowed to panic. Then drops the spawner, and checks the outcomes.
 pub(super) fn expect_abandoned<S>(registry: Registry<S>, expected: usize, run_late: impl FnOnce(&Registry<S>)) -> CheckResult {
     let _ = catch(|| run_late(&registry));
     let shutdown = registry.shutdown();

@@ -1,4 +1,4 @@
-//! Checks a `Timer`. Each check is a future. It runs on a thread that can use the timer.
+//! Checks a `Timer`. Each check is a future that runs on a thread on which the timer works.
 
 use super::CheckResult;
 use crate::Timer;
@@ -88,8 +88,9 @@ async fn accepts_long_durations<T: Timer>(timer: Rc<T>) -> CheckResult {
 
 /// Polls a future for the first time after its duration has elapsed.
 ///
-/// If the timer violates the contract and starts the duration at the first poll, a shorter future of the same timer resolves earlier. If
-/// the timer is only slow, both futures are ready, and the check passes because `or` polls `first` before `second`.
+/// At that first poll, the check starts a second future with a shorter duration. If the timer violates the contract and starts the duration
+/// at the first poll, the second future resolves first. If the timer is only slow, both futures are ready, and the check passes because
+/// `or` polls `first` before `second`.
 async fn starts_at_call<T: Timer>(timer: Rc<T>) -> CheckResult {
     let not_polled = timer.sleep(SHORT * 10);
     timer.sleep(SHORT * 10).await;
@@ -106,8 +107,8 @@ async fn starts_at_call<T: Timer>(timer: Rc<T>) -> CheckResult {
 
 async fn wakes_last_task<T: Timer>(timer: Rc<T>) -> CheckResult {
     let mut sleep = pin!(timer.sleep(SHORT * 10));
-    // If this thread was suspended for a long time, the future can already be ready. In this case, the check passes without a test of the
-    // wake-up.
+    // If the operating system suspended this thread for a long time, the future can already be ready. In this case, the check cannot test
+    // the wake-up, and passes.
     if poll_with(sleep.as_mut(), Waker::noop()).is_pending() {
         sleep.await;
     }
@@ -123,7 +124,7 @@ async fn wakes_once<T: Timer>(timer: Rc<T>) -> CheckResult {
     let woken_before_drop = dropped.get();
     drop(to_drop);
     let mut short = pin!(timer.sleep(SHORT));
-    // If the future is ready at its first poll, no wake-up is expected.
+    // If the future is ready at its first poll, it must not wake its task.
     let expected = usize::from(poll_with(short.as_mut(), &elapsed.waker()).is_pending());
     timer.sleep(SHORT * 2).await;
     while elapsed.get() < expected {

@@ -24,10 +24,10 @@ where
     Suite::default().spawner(move || (make(), ()));
 }
 
-/// Checks a [`Spawner`] whose executor can be dropped. The closure `make` returns the spawner and the executor.
+/// Checks a [`Spawner`] whose executor can be dropped. The closure `make` must return the spawner and the executor.
 ///
-/// This function runs all checks of the function [`spawner`]. One more check first drops the executor and then the spawner. It then checks
-/// whether all tasks have been dropped.
+/// This function runs all checks of the function [`spawner`]. In addition, it drops an executor while tasks are in flight, and then drops
+/// the spawner. It then checks whether all tasks have been dropped.
 ///
 /// # Panics
 ///
@@ -57,13 +57,13 @@ where
     suite.executor(move || make_again());
 }
 
-/// Checks a [`LocalSpawner`]. The closure `make` returns the spawner and another closure, which runs the executor.
+/// Checks a [`LocalSpawner`]. The closure `make` must return the spawner and a second closure, which runs the executor.
 ///
-/// The closure that runs the executor receives a main future. The closure must run the main future and all spawned tasks on the calling
-/// thread. It must return when the main future has finished.
+/// The second closure receives a main future. The closure must run the main future and all spawned tasks on the calling thread, and must
+/// return when the main future has finished.
 ///
-/// Only the spawner and this second closure are allowed to own the executor. After both have been dropped, the executor and all tasks in
-/// flight must also have been dropped.
+/// Only the spawner and the second closure are allowed to own the executor. If both have been dropped, the executor and all tasks in flight
+/// must therefore also have been dropped.
 ///
 /// # Panics
 ///
@@ -103,10 +103,11 @@ where
     Suite::default().blocking_spawner(make);
 }
 
-/// Checks a [`Timer`]. The closure `make` returns the timer and another closure, which runs a future on a thread that can use the
-/// timer.
+/// Checks a [`Timer`]. The closure `make` must return the timer and a second closure, which runs a future on a thread on which the timer
+/// works.
 ///
-/// The second closure must return when its future has finished. The test suite uses the timer only inside this future.
+/// The second closure receives this future as its parameter, and must return when the future has finished. The test suite uses the timer
+/// only inside this future.
 ///
 /// # Panics
 ///

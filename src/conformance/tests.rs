@@ -1,5 +1,5 @@
-//! Tests the conformance suite. For each requirement, a test has a spawner that violates the requirement, and the suite must report this
-//! violation. For each spawner trait, the suite must also accept a correct spawner.
+//! Tests the conformance suite. For each requirement, a test uses a spawner that violates the requirement, and the suite must report this
+//! violation. For each trait, the suite must also accept a correct implementation.
 
 use super::catch;
 use super::suite::{Suite, TIME_LIMIT};
@@ -36,8 +36,8 @@ enum Flaw {
 
 thread_local!(static HAS_PANICKED: Cell<bool> = const { Cell::new(false) });
 
-/// Installs a panic hook. When a thread panics, the hook sets the variable `HAS_PANICKED` of this thread. The flawed executors read this
-/// variable, because the registry catches panics before an executor can see them.
+/// Installs a panic hook. When a thread panics, the hook sets the variable `HAS_PANICKED` of this thread. Some flawed executors stop after
+/// a panic of a task. They read this variable, because the registry catches the panic itself.
 fn record_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -275,7 +275,7 @@ enum TimerFlaw {
     WakesAfterDrop,
 }
 
-/// A timer that starts a thread for each future. The thread waits until the deadline.
+/// A timer that starts a thread for each future. The thread sleeps until the deadline.
 struct ThreadTimer {
     flaw: TimerFlaw,
     /// The latest deadline of all futures. With [`TimerFlaw::ResolvesOneAfterTheOther`], a new future does not resolve before this
@@ -310,7 +310,8 @@ impl Timer for ThreadTimer {
             }
             TimerFlaw::OverflowsAndPanics => Some(Instant::now() + duration),
             TimerFlaw::OverflowsAndResolves => Instant::now().checked_add(duration).or(Some(Instant::now())),
-            // Resolves at the first poll. If this flaw waited for a shorter time, a slow machine could hide the flaw.
+            // With this flaw, the future resolves at its first poll. If it waited for a part of the duration, a slow machine could hide the
+            // flaw.
             TimerFlaw::ResolvesEarly if duration < Duration::from_secs(1) => Some(Instant::now()),
             TimerFlaw::ResolvesOneAfterTheOther => {
                 let mut latest = self.latest.lock().unwrap();

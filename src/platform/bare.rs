@@ -1,6 +1,6 @@
 //! Implements the platform for programs without an operating system.
 //!
-//! A mutex is a critical section. Each registry has one shard. There is no clock, and panics are not caught.
+//! To lock a mutex, the crate enters a critical section. Each registry has one shard. There is no clock, and panics are not caught.
 
 use alloc::boxed::Box;
 use core::cell::{Cell, RefCell};
@@ -50,8 +50,8 @@ impl<T> Once<T> {
     }
 }
 
-/// The macro `per_thread!` declares statics of this type. Such a static contains one cell for the whole program, because this
-/// platform treats the program as a single thread.
+/// The macro `per_thread!` declares statics of this type. This platform treats the program as a single thread, so such a static
+/// contains one cell for the whole program.
 pub(crate) struct SharedCell<T>(Mutex<T>);
 
 impl<T: Copy> SharedCell<T> {
@@ -99,7 +99,7 @@ pub(crate) fn now() -> u64 {
 
 /// The payload of a caught panic. This platform catches no panics, so no value of this type exists.
 ///
-/// This type is a `Box` on every platform, so that callers can treat a payload as a value with a destructor.
+/// This type is a `Box` on every platform, so that the same calling code, which drops payloads, compiles on every platform.
 pub(crate) type Payload = Box<Infallible>;
 
 pub(crate) fn panic_message(payload: &Payload) -> &str {

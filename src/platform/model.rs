@@ -1,5 +1,5 @@
-//! Implements the platform for loom models, with the primitives of loom. Each test in `models/` chooses the shard of each of its
-//! threads, because loom can replay a run only if nothing except loom's scheduler influences the run.
+//! Implements the platform for loom models, with the primitives of loom. Loom can replay a run only if nothing except loom's
+//! scheduler influences the run. Therefore each test in `models/` chooses the shard of each of its threads.
 
 use core::cell::Cell;
 use loom::cell::UnsafeCell;
@@ -68,7 +68,7 @@ pub(crate) fn shard_count() -> usize {
     SHARDS.get()
 }
 
-/// A sharded pool has only one part, because the check at the end of a run expects each item in the part that created the item.
+/// A sharded pool has only one part. At the end of a run, a check expects each item in the part of the pool that created the item.
 pub(crate) fn pool_count() -> usize {
     1
 }
@@ -91,8 +91,8 @@ type Inner = Arc<std::sync::Mutex<Option<Arc<event_listener::Event>>>>;
 
 /// The event in a leaked registry state.
 ///
-/// An event contains a loom `Arc`, and loom requires that each run frees every `Arc`. A leaked state never drops its event, so the
-/// static `EVENTS` drops all events at the end of a run.
+/// An event contains a loom `Arc`, and loom requires that every `Arc` is freed before the end of a run. A leaked state never drops
+/// its event. Therefore the static `EVENTS` drops all events at the end of a run.
 pub(crate) struct Event(Inner);
 
 struct Events(std::sync::Mutex<Vec<Inner>>);

@@ -11,7 +11,7 @@ pub(crate) use event_listener::Event;
 pub(crate) use portable_atomic::{AtomicBool, AtomicUsize, Ordering};
 pub(crate) use std::sync::Arc;
 
-/// This mutex is never held while user code runs (invariant S7). Therefore a thread that holds the lock never panics, and the mutex
+/// No user code runs while a thread holds this mutex (invariant S7). Therefore the thread cannot panic at that time, and the mutex
 /// ignores poisoning.
 pub(crate) struct Mutex<T>(std::sync::Mutex<T>);
 
@@ -60,8 +60,8 @@ pub(crate) use per_thread;
 /// A slot table allocates this many slots at a time.
 pub(crate) const SLOTS_PER_CHUNK: usize = 16;
 
-/// Returns the number of shards of each registry. The number is a power of two and at most 128. The number is about four times the
-/// number of cores.
+/// Returns the number of shards of each registry. The number is about four times the number of cores, is a power of two, and is at
+/// most 128.
 ///
 /// The number of a thread selects the thread's shard; see [`thread_number`]. With several shards for each core, two threads that
 /// run simultaneously rarely share a shard.
@@ -73,8 +73,8 @@ pub(crate) fn shard_count() -> usize {
     })
 }
 
-/// Returns the number of parts of a sharded pool. The number is small, because a thread tries all other parts if its own part is
-/// empty.
+/// Returns the number of parts of a sharded pool. The number is at most 16, because a thread tries all other parts if its own part
+/// is empty.
 pub(crate) fn pool_count() -> usize {
     shard_count().min(16)
 }
@@ -85,13 +85,13 @@ fn forced_shard_count() -> Option<usize> {
     if cfg!(debug_assertions) { std::env::var("BACKGROUND_TASKS_SHARDS").ok()?.parse().ok() } else { None }
 }
 
-/// Returns the number of the calling thread. The first call on a thread takes the smallest number that no live thread has.
+/// Returns the number of the calling thread. The first call on a thread takes the smallest number that no other running thread has.
 ///
-/// When a thread exits, other threads can take its number. Therefore the numbers stay below the largest number of threads that used
-/// registries at the same time. If there are never more live threads than shards, no two live threads share a shard.
+/// When a thread exits, another thread can take its number. Therefore every number is smaller than the largest number of threads
+/// that used registries at the same time. If there are never more such threads than shards, no two of them share a shard.
 ///
-/// The destructor of another thread-local can run after the thread has released its number. In such a destructor, this function
-/// returns 0.
+/// When a thread exits, it releases its number in the destructor of a thread-local. If the destructor of another thread-local runs
+/// later and calls this function, the function returns 0.
 pub(crate) fn thread_number() -> usize {
     std::thread_local!(static NUMBER: ThreadNumber = ThreadNumber(NUMBERS.with(Numbers::take)));
     NUMBER.try_with(|number| number.0).unwrap_or(0)
@@ -107,7 +107,7 @@ impl Drop for ThreadNumber {
 
 static NUMBERS: Mutex<Numbers> = Mutex::new(Numbers { returned: BTreeSet::new(), next: 0 });
 
-/// Stores the numbers that no live thread has: the numbers in `returned`, and all numbers from `next` on.
+/// Stores the numbers that no running thread has: the numbers in `returned`, and all numbers from `next` on.
 struct Numbers {
     returned: BTreeSet<usize>,
     next: usize,

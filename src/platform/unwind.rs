@@ -21,8 +21,8 @@ fn current_id() -> ThreadId {
     current().id()
 }
 
-/// Returns the message of a panic if the payload is a string. If the payload is not a string, returns a placeholder. Since the
-/// edition 2021, the macro `panic!` always creates a string as the payload.
+/// Returns the message of a panic if the payload is a string, and a placeholder otherwise. Since the edition 2021, the payload of
+/// the macro `panic!` is always a string.
 pub(crate) fn panic_message(payload: &Payload) -> &str {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("(a payload that is not a string)")

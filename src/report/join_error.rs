@@ -4,11 +4,12 @@ use alloc::{boxed::Box, string::String};
 use core::any::Any;
 use core::fmt;
 
-/// Reports why a task has no output: the task panicked, or was abandoned, aborted or rejected. A
+/// Reports why a task has no output: the task panicked, or was abandoned, aborted or rejected. In this case, the task's
 /// [`JoinHandle`](crate::JoinHandle) resolves to this error.
 ///
-/// The `Display` text describes the task and says how the task was lost, for example `thumbnail at src/main.rs:20:14 was
-/// aborted`. The operator `?` converts a `JoinError` to `Box<dyn Error + Send + Sync>`, and to the errors of `anyhow` and `eyre`.
+/// The `Display` text names the task and says how the task was lost, for example `thumbnail at src/main.rs:20:14 was
+/// aborted`. The operator `?` converts a `JoinError` to `Box<dyn Error + Send + Sync>`, and to the errors of `anyhow` and
+/// `eyre`.
 ///
 /// # Examples
 ///
@@ -38,8 +39,9 @@ pub(crate) enum JoinLoss {
     Rejected(RejectReason),
 }
 
-/// The message and the payload of a task's panic. The mutex makes the error `Sync`. The message is stored outside the mutex,
-/// because a formatter is user code, and no user code must run under a lock (invariant S7).
+/// The message and the payload of a task's panic. The mutex makes the error `Sync`. The message is not inside the mutex,
+/// because `Display` passes the message to a formatter. A formatter is user code, and no user code must run under a lock
+/// (invariant S7).
 pub(crate) struct Panic {
     message: String,
     payload: Mutex<Payload>,
@@ -62,8 +64,8 @@ impl JoinError {
         &self.0.task
     }
 
-    /// Returns how the task was lost. The result is never [`Loss::Failed`]: if a task returns `Err`, the handle resolves to this
-    /// `Err` as an output.
+    /// Returns how the task was lost. The result is never [`Loss::Failed`]: if a task returns `Err`, its handle resolves to this
+    /// `Err`, as to any other output.
     pub fn loss(&self) -> Loss<'_> {
         match &self.0.loss {
             JoinLoss::Panicked(panic) => Loss::Panicked(&panic.message),

@@ -2,17 +2,18 @@ use core::fmt;
 
 /// Says how a task was lost. [`Observer::lost`](crate::Observer::lost) receives this type.
 ///
-/// Every outcome except *completed* is a loss. The `Display` text is the rest of a sentence that starts with the task, for
-/// example `failed: no such mailbox` or `was abandoned`. Therefore `format!("{task} {loss}")` is a complete report.
+/// Every outcome except *completed* is a loss. The `Display` text is, for example, `failed: no such mailbox` or `was
+/// abandoned`. It continues the text of the task, so `format!("{task} {loss}")` is a complete report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Loss<'a> {
-    /// The task returned an `Err`. This variant contains the `Display` text of the error in its alternate form, `{:#}`. In this
-    /// form, an error of `anyhow` prints its whole chain of causes.
+    /// The task returned an `Err`. This variant contains the text that the format `{:#}` prints for the error. With this format, an
+    /// error of `anyhow` prints its whole chain of causes.
     Failed(&'a str),
-    /// The task panicked, a destructor of the task panicked, or a panic dropped a [`Guard`](crate::Guard) or a
-    /// [`CompletionGuard`](crate::CompletionGuard). This variant contains the message of the panic, or a placeholder if the panic
-    /// has no message. The text for guards is always `dropped by a panic`, because a guard cannot read the panic's message.
+    /// The task panicked, or a destructor of the task panicked. Or a [`Guard`](crate::Guard) or a
+    /// [`CompletionGuard`](crate::CompletionGuard) was dropped because its thread panicked. This variant contains the message of
+    /// the panic, or a placeholder if the panic has no message. The text for guards is always `dropped by a panic`, because a guard
+    /// cannot read the panic's message.
     Panicked(&'a str),
     /// The task was dropped before it finished, or a [`CompletionGuard`](crate::CompletionGuard) was dropped without a call to
     /// `complete`.
@@ -51,7 +52,7 @@ impl fmt::Display for Loss<'_> {
 /// Reports that a registry rejected a task. This error contains the reason, and the future or closure that was not started.
 ///
 /// The operator `?` converts a `Rejected` to `Box<dyn Error + Send + Sync>` only if the future or closure is `Send + Sync +
-/// 'static`. The operator can always convert the [`RejectReason`] that the method [`reason`](Self::reason) returns.
+/// 'static`. For other futures and closures, convert the [`RejectReason`] that the method [`reason`](Self::reason) returns.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Rejected<F> {
     work: F,
@@ -66,15 +67,16 @@ pub enum RejectReason {
     /// The registry has drained: the shutdown has started and no task is in flight.
     Drained,
     /// The number of tasks in flight has reached the [limit](crate::RegistryBuilder::max_in_flight), or the free permits are
-    /// reserved for futures that [wait](crate::Registry::run_when_ready). The limit does not apply to work that is started
-    /// [without a permit](crate::Registry::without_permit). Such work is rejected only if 4,194,303 tasks without a permit are in
-    /// flight (1,023 on 32-bit targets).
+    /// reserved for futures that [wait](crate::Registry::run_when_ready).
     ///
-    /// On 32-bit targets, a registry is also full when its counters have reached their maximum. A registry has several counters
-    /// (shards), and each of them can count at most 1,048,575 tasks in flight.
+    /// The limit does not apply to work that is started [without a permit](crate::Registry::without_permit). For such work, the
+    /// registry is full if 4,194,303 tasks without a permit are in flight (1,023 on 32-bit targets).
+    ///
+    /// On 32-bit targets, a registry without a limit is also full if its counters are full. A registry has several counters, one in
+    /// each shard. Each of them can count at most 1,048,575 tasks in flight.
     Full,
-    /// The shutdown had started when the task needed to [wait for a permit](crate::Registry::run_when_ready), and the task was
-    /// not a [follow-up](crate::Registry::follow_up).
+    /// The task had to [wait for a permit](crate::Registry::run_when_ready), but the shutdown had started, or started during the
+    /// wait. After the start of the shutdown, only a [follow-up](crate::Registry::follow_up) can wait.
     ShuttingDown,
 }
 

@@ -4,12 +4,12 @@ use core::fmt;
 
 /// Contains, for each outcome, the number of tasks that ended with this outcome.
 ///
-/// After the registry has drained, the numbers are exact, and the sum of all numbers except `rejected` is the number of accepted
-/// tasks. Before the end of the drain, `completed` can be too low, but is never too high.
+/// After the registry has drained, the numbers are exact. The sum of all numbers except `rejected` is then the number of
+/// accepted tasks. Before the end of the drain, `completed` can be too low, but is never too high.
 ///
-/// On 32-bit targets, the counters behind these numbers can wrap around. A registry has several groups of counters (shards). In
-/// each group, each counter of lost tasks wraps around after 2³² tasks, and the counter of all tasks wraps around after 2³⁹
-/// tasks.
+/// On 32-bit targets, the counters behind these numbers can wrap around. A registry has several shards, each with its own
+/// counters. In each shard, the counter of a loss wraps around after 2³² tasks, and the counter of all tasks wraps around after
+/// 2³⁹ tasks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -20,15 +20,15 @@ pub struct Summary {
     pub completed: u64,
     /// The number of tasks without a handle that finished with `Err`.
     pub failed: u64,
-    /// The number of tasks and guards that ended with a panic: the task panicked, a destructor of the task panicked, or a panic
-    /// dropped the guard.
+    /// The number of tasks and guards that ended with a panic: the task panicked, a destructor of the task panicked, or the guard
+    /// was dropped because its thread panicked.
     pub panicked: u64,
     /// The number of tasks that were dropped before they finished. For example, a runtime drops its remaining tasks when the
     /// runtime itself is dropped. This number also includes each [`CompletionGuard`](crate::CompletionGuard) that was dropped
     /// without a call to `complete`.
     pub abandoned: u64,
-    /// The number of tasks that an [abort](crate::Registry::abort) ended. These tasks are futures that ended at an await point or
-    /// before their first poll, and blocking closures that never started.
+    /// The number of tasks that an [abort](crate::Registry::abort) ended. An abort ends a future at an await point or before its
+    /// first poll. It ends a blocking closure only if the closure has not started.
     pub aborted: u64,
     /// The number of tasks that the registry rejected and never started; see [`RejectReason`](crate::RejectReason).
     pub rejected: u64,
@@ -70,19 +70,19 @@ pub struct Stragglers {
 
 impl Stragglers {
     pub(crate) fn new(in_flight: usize, summary: Summary, tasks: Vec<TaskInfo>) -> Self {
-        // `in_flight` can be zero while the registry still reports the end of the drain to its observers. In this case, the task
-        // that ended last counts as a straggler.
+        // After the last task has ended, the registry reports the end of the drain to its observers. During this report,
+        // `in_flight` is zero, but the drain has not ended. In this case, the last task counts as a straggler.
         Self { len: in_flight.max(tasks.len()).max(1), summary, tasks }
     }
 
-    /// Returns the number of tasks that were still in flight. Minimum: 1. A [child](crate::Registry::child) counts as one task. If
-    /// the registry is inspected, each task of the child also counts.
+    /// Returns the number of tasks that were still in flight. Minimum: 1. A [child](crate::Registry::child) counts as one task. In
+    /// an inspected registry, each task of the child counts in addition.
     #[expect(clippy::len_without_is_empty, reason = "never empty")]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Returns the number of tasks for each outcome. The numbers count only tasks that ended before the deadline.
+    /// Returns how many tasks had ended with each outcome when the deadline expired.
     pub fn summary(&self) -> Summary {
         self.summary
     }
@@ -97,11 +97,11 @@ impl Stragglers {
     /// Groups similar tasks. Returns the oldest task of each group and the number of tasks in the group.
     ///
     /// Tasks are in the same group if they have the same name, call site, kind and [`abort_requested`](TaskInfo::abort_requested).
-    /// If blocking closures had started before an abort, they are in a different group than closures that never start. The group
-    /// that contains the oldest of all tasks comes first. If the registry is not [inspected](crate::RegistryBuilder::inspect),
-    /// there are no groups.
+    /// After an abort, blocking closures that had started are in a different group than closures that never start. The group that
+    /// contains the oldest of all tasks comes first. If the registry is not [inspected](crate::RegistryBuilder::inspect), there are
+    /// no groups.
     ///
-    /// The method compares each task with each group at most one time.
+    /// The cost grows with the number of tasks times the number of groups.
     ///
     /// # Examples
     ///

@@ -54,8 +54,8 @@ impl TaskInfo {
         self.kind
     }
 
-    /// Returns the ID of the [child registry](crate::Registry::child) that the task belongs to. The ancestors of the child
-    /// registry list the child registry under this ID.
+    /// Returns the ID of the [child registry](crate::Registry::child) that the task belongs to. The lists of tasks of the child's
+    /// ancestors contain the child itself with this ID.
     ///
     /// Returns `None` if the task belongs to a registry without a parent. Only values from
     /// [`Registry::tasks`](crate::Registry::tasks), [`Registry::services`](crate::Registry::services) and
@@ -81,8 +81,8 @@ impl TaskInfo {
 
     /// Returns how long the task has been in flight.
     ///
-    /// Returns `None` if the registry is not inspected, if the task was rejected, if this value comes from a
-    /// [`JoinError`](crate::JoinError), or if the program has no clock. A program has a clock if the feature `std` is on. In the
+    /// Returns `None` in these cases: the registry is not inspected, the task was rejected, this value comes from a
+    /// [`JoinError`](crate::JoinError), or the program has no clock. A program has a clock if the feature `std` is on. In the
     /// browser, a program also needs the feature `wasm-bindgen-futures`.
     pub fn age(&self) -> Option<Duration> {
         self.age
@@ -90,14 +90,14 @@ impl TaskInfo {
 
     /// Returns whether a caller has requested an abort of the task. Returns false if the registry is not inspected.
     ///
-    /// After an abort, a future stays in flight until it reaches an await point. If an aborted blocking closure has not started, it
-    /// never starts. This closure stays in flight until its executor tries to start the closure or drops it. If a task [cannot be
-    /// aborted](Self::is_abortable), it stays in flight until it finishes.
+    /// After an abort, a future stays in flight until it reaches an await point. An aborted blocking closure that has not started
+    /// never starts, but stays in flight until its executor tries to start it or drops it. A task that [cannot be
+    /// aborted](Self::is_abortable) stays in flight until it finishes.
     pub fn abort_requested(&self) -> bool {
         self.abort_requested
     }
 
-    /// Returns whether the task can be aborted, or is being aborted.
+    /// Returns whether an abort can end the task. After such an abort, still returns true until the task has ended.
     ///
     /// An abort ends a future at its next await point. A blocking closure can be aborted only if it has not started. This method
     /// returns false for guards, for tracked futures, for child registries, and for all tasks of a registry that is not
@@ -128,13 +128,13 @@ pub struct SpawnInfo {
     pub(crate) critical: bool,
     /// Whether the task starts without a permit of the registry's limit.
     pub(crate) without_permit: bool,
-    /// If a thread takes a guard while the thread is panicking, this field contains the ID of the thread. In all other cases, this
+    /// If this describes a guard that a panicking thread takes, this field contains the ID of that thread. In all other cases, this
     /// field is `None`.
     pub(crate) panicking_at_start: Option<ThreadId>,
 }
 
 impl SpawnInfo {
-    /// Creates a description for a future that the caller itself passes to a spawner, such as a [tracked](crate::Registry::track)
+    /// Creates a description for a future that you pass to a spawner yourself, for example a [tracked](crate::Registry::track)
     /// future.
     pub fn new(name: Option<&'static str>, location: &'static Location<'static>) -> Self {
         Self { location, name, kind: TaskKind::Future, critical: false, without_permit: false, panicking_at_start: None }
@@ -160,12 +160,12 @@ impl SpawnInfo {
 #[non_exhaustive]
 pub struct ServiceInfo {
     /// The task of the service, with its name and call site. In an [inspected](crate::RegistryBuilder::inspect) registry, this
-    /// task has the same ID as in [`Registry::tasks`](crate::Registry::tasks), and its age is the time since the start of the
+    /// value has the same ID as the task in [`Registry::tasks`](crate::Registry::tasks). Its age is the time since the start of the
     /// service.
     pub task: TaskInfo,
-    /// Whether the work of the service is running. If this field is false, the service waits before it runs the work again.
+    /// Whether a run of the service's work is in progress. If this field is false, the service waits before it runs the work again.
     pub is_running: bool,
-    /// The number of times that the work has started, not including its first start.
+    /// The number of times that the work has started again. The first start does not count.
     pub restarts: u64,
     /// The most recent loss of a run, for example `failed: connection refused`. If no run was lost, this field is `None`.
     pub last_loss: Option<String>,
@@ -186,7 +186,7 @@ impl fmt::Display for ServiceInfo {
 pub enum TaskKind {
     /// A future that the registry's spawner runs; see [`Registry::run`](crate::Registry::run).
     Future,
-    /// A future that is polled on one thread only; see [`Registry::run_local`](crate::Registry::run_local).
+    /// A future that stays on the thread that started it; see [`Registry::run_local`](crate::Registry::run_local).
     Local,
     /// A closure on a thread that is allowed to block; see [`Registry::run_blocking`](crate::Registry::run_blocking).
     Blocking,
@@ -224,11 +224,11 @@ impl fmt::Display for TaskKind {
     }
 }
 
-/// Identifies one task in flight. IDs are unique among all inspected registries of the program. An ID is used again only after
-/// 2³² tasks have used the same slot (table entry).
+/// Identifies one task in flight. IDs are unique among all inspected registries of the program. An ID consists of the number of
+/// the task's slot (table entry) and a counter. The same ID occurs again only after 2³² tasks have used this slot.
 ///
-/// The `Display` text of an ID, for example `12-7`, can be parsed into the same ID. A program can therefore write an ID to a log
-/// line or a URL, and later read the ID back.
+/// The `Display` text of an ID, for example `12-7`, can be parsed into the same ID. Therefore a program can write an ID to a
+/// log line or a URL, and a person or program can later pass this text back.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TaskId {
     /// The number of the slot (table entry) that the task occupies.
@@ -268,7 +268,8 @@ impl FromStr for TaskId {
         let number = |text: &str| text.parse().map_err(|_| ParseTaskIdError(()));
         let (slot, generation) = text.split_once('-').ok_or(ParseTaskIdError(()))?;
         let id = Self { slot: number(slot)?, generation: number(generation)? };
-        // Each ID has exactly one valid text, but `u32::from_str` would also accept a sign and leading zeros.
+        // Each ID has exactly one valid text. This check is necessary because `u32::from_str` also accepts a sign and leading
+        // zeros.
         if id.to_string() == text { Ok(id) } else { Err(ParseTaskIdError(())) }
     }
 }

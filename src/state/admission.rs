@@ -36,9 +36,9 @@ impl Limiter {
 }
 
 impl RegistryState {
-    /// Counts one more task if the shard of the calling thread accepts the task (invariant S1).
+    /// Counts one more task if the gate of the calling thread's shard accepts the task (invariant S1).
     ///
-    /// Returns `None` and counts nothing in three cases: the shard refuses the task, the registry is inspected, or a limit applies
+    /// Returns `None` and counts nothing in three cases: the gate refuses the task, the registry is inspected, or a limit applies
     /// to the registry's tasks.
     #[inline]
     pub(super) fn enter(&'static self) -> Option<&'static TokenTarget<Shard>> {
@@ -49,10 +49,11 @@ impl RegistryState {
         shard.gate().enter().ok().map(|()| target)
     }
 
-    /// Counts one more task. This function tries the shard of the calling thread first, and then the other shards.
+    /// Counts one more task. This function first tries the gate of the calling thread's shard, and then the gates of the other
+    /// shards.
     ///
-    /// The other shards matter because a draining registry accepts tasks while any of its shards has tasks in flight. In a registry
-    /// with a limit, this function tries only the shard with index 0, because only that shard counts tasks.
+    /// It tries the other shards because a draining registry must accept tasks while any of its shards has tasks in flight. In a
+    /// registry with a limit, this function tries only the shard with index 0, because only that shard counts tasks.
     ///
     /// If `without_permit` is true and the registry has a limit, the task must leave the gate through `Gate::leave_without_permit`.
     #[inline]
@@ -84,7 +85,7 @@ impl RegistryState {
         })
     }
 
-    /// Takes a permit from the ancestor whose limit applies. Then enters the child's own gate.
+    /// Takes a permit from the ancestor whose limit applies to this child. Then enters the child's own gate.
     fn enter_with_permit_of_ancestor(&'static self) -> Result<&'static TokenTarget<Shard>, RejectReason> {
         let limiter = self.limiter().ok_or(RejectReason::Drained)?;
         limiter.state.take_permit(limiter.at)?;
@@ -106,9 +107,9 @@ impl RegistryState {
         }
     }
 
-    /// Releases the ancestor's permit that a task in flight holds. While the task is in flight, the ancestor cannot drain.
-    /// Therefore this function needs no reference to the ancestor's state. The caller must call `finish` on the returned value, or
-    /// pass the value to its own caller.
+    /// Releases the permit of an ancestor, on behalf of a task that is still in flight. The ancestor cannot drain while the task is
+    /// in flight, so this function needs no reference to the ancestor's state. The caller must call `finish` on the returned value,
+    /// or pass the value to its own caller.
     pub(super) fn release_permit_of_ancestor(&'static self) -> Option<UnfinishedDeparture> {
         self.limiting_ancestor(|ancestor| ancestor)?.release_lent_permit()
     }
@@ -119,9 +120,9 @@ impl RegistryState {
         shard.gate().leave().map(|word| UnfinishedDeparture { shard, word })
     }
 
-    /// Returns the registry whose limit applies to the tasks of this registry. This is the registry itself or its nearest ancestor
-    /// that has a limit. Returns `None` if no limit applies, or if this registry is a drained child that took its permits from an
-    /// ancestor.
+    /// Returns the registry whose limit applies to the tasks of this registry: this registry itself, or its nearest ancestor that
+    /// has a limit. Returns `None` in two cases: no limit applies, or this registry is a drained child that took its permits from
+    /// an ancestor.
     fn limiter(&'static self) -> Option<Limiter> {
         if !self.settings.has(LIMITED | LIMITED_BY_ANCESTOR) {
             return None;
@@ -157,14 +158,15 @@ impl RegistryState {
     /// Returns the limit, and the [`TokenTarget`] of the shard with index 0. Returns `None` if the registry has no limit.
     ///
     /// If a registry has a limit, the gate of that shard counts all tasks, because a single counter makes the limit exact
-    /// (invariant S10). The same gate also counts the tasks without a permit. Therefore, during the drain, the registry accepts
-    /// tasks while any task is in flight.
+    /// (invariant S10). The same gate also counts the tasks without a permit. Therefore, during the drain, the gate accepts tasks
+    /// while any task is in flight, with or without a permit.
     #[inline]
     pub(super) fn limited(&'static self) -> Option<(&'static TokenTarget<Shard>, usize)> {
         self.settings.limit().map(|limit| (&self.targets()[0], limit))
     }
 
-    /// Counts a task as soon as the limit allows the task. If this function returns an error, the caller must count the rejection.
+    /// Waits until the limit allows the task, and then counts the task. If this function returns an error, the caller must count
+    /// the rejection.
     ///
     /// After the shutdown has started, only a follow-up waits for a permit. A follow-up waits until a permit is free or the gate
     /// has drained.
@@ -201,9 +203,10 @@ impl RegistryState {
         self.targets()[0].owner.gate().snapshot().is_drained()
     }
 
-    /// Removes the waiter with the given ticket from the wait queue. Callers call this function when the waiting future is dropped.
+    /// Removes the waiter with the given ticket from the wait queue, because the waiting future is dropped.
     pub(crate) fn cancel_wait(&'static self, ticket: Ticket) {
-        // For a drained child, `limiter` returns `None`. In this case, the drain has already removed the waiter.
+        // For a drained child whose permits come from an ancestor, `limiter` returns `None`. The drain of this child has already
+        // removed the waiter.
         if let Some(limiter) = self.limiter() {
             limiter.queue().remove(limiter.at.gate, limiter.at.limit, ticket);
         }
@@ -222,8 +225,8 @@ impl RegistryState {
         self.count_rejection();
         let kind = self.settings.has(INSPECTED).then_some(info.kind);
         let task = TaskInfo { kind, ..TaskInfo::new(info.location, info.name) };
-        // An observer that handles a rejection can itself start a task that is rejected. This second rejection is not reported,
-        // because its report could cause a third rejection, and so on forever.
+        // While an observer handles this rejection, it can itself start a task that is rejected. This second rejection is not
+        // reported, because its report could cause a third rejection, and so on forever.
         if self.is_observed() && !IS_REPORTING.with(|is_reporting| is_reporting.replace(true)) {
             self.notify_observers(|observer| observer.lost(&task, &Loss::Rejected(reason)));
             IS_REPORTING.with(|is_reporting| is_reporting.set(false));

@@ -10,16 +10,16 @@ use core::cell::Cell;
 use core::time::Duration;
 
 impl RegistryState {
-    /// Starts the shutdown of this registry and then of its descendants. Even if another thread starts the shutdown at the same
-    /// time, this call closes the gates and wakes the signals. When this function returns, every gate is closed.
+    /// Starts the shutdown of this registry and then of its descendants. When this function returns, every gate is closed. This is
+    /// true even if another thread has started the shutdown, because each call closes all gates and wakes all signals.
     ///
-    /// The only exceptions are the gates of children that were made after the shutdown had started; see `make_child`.
+    /// There is one exception: the gates of children that were made after the shutdown had started stay open; see `make_child`.
     pub(crate) fn start_shutdown(&'static self) {
         self.start_shutdown_by(|| self.start_phase());
     }
 
     fn start_shutdown_by(&'static self, start_phase: impl FnOnce() -> bool) {
-        // If the registry has drained, every gate is already closed. This is the usual case when the last handle is dropped.
+        // If the registry has drained, every gate is already closed. Usually, this is the case when the last handle is dropped.
         if self.is_drained() {
             return;
         }
@@ -56,16 +56,17 @@ impl RegistryState {
         self.phase.fetch_or(1, Ordering::Release) % 2 == 0
     }
 
-    /// Closes the gates, wakes the shutdown signals, and removes the waiters that are not follow-ups.
+    /// Closes the gates, wakes the shutdown signals, and removes all waiters for permits except the waiters of follow-ups.
     fn close(&'static self) {
         for shard in self.shards() {
             if shard.gate().close() {
-                // This call comes before `shard_drained`, because a drained child can no longer find the wait queue of its ancestor.
+                // The wait queue must be closed before `shard_drained`, because a drained child can no longer find the wait queue
+                // of its ancestor.
                 self.close_wait_queue();
                 self.shard_drained();
             }
         }
-        // If a child has drained before any of its signals was registered, its wait list is empty; see `find_signals`.
+        // If a child has drained before any of its signals has stored a waker, its wait list is empty; see `find_signals`.
         if !self.is_child() || self.shared().drained.load(Ordering::Relaxed) & (DRAINED | SIGNALLED) != DRAINED {
             self.shards().for_each(|shard| shard.signals().wake_all());
         }
@@ -78,18 +79,18 @@ impl RegistryState {
         self.is_observed() && !self.is_child()
     }
 
-    /// Starts the shutdown after `task` was lost. If no other call has started the shutdown, records `task` as the cause.
+    /// Starts the shutdown after `task` was lost. If the shutdown has not started before, records `task` as the cause.
     ///
-    /// The caller has checked that this loss must start the shutdown. Either the task is critical, or the setting
-    /// `SHUTDOWN_ON_FAILURE` or `SHUTDOWN_ON_PANIC` applies to the loss.
+    /// The caller must check that this loss starts the shutdown. Either the task is critical, or the setting `SHUTDOWN_ON_FAILURE`
+    /// or `SHUTDOWN_ON_PANIC` applies to the loss.
     pub(super) fn start_shutdown_after_loss(&'static self, task: TaskInfo) {
         // The phase changes under the lock. Therefore, if a thread sees the new phase and then takes the lock, it also sees the cause.
         self.start_shutdown_by(|| self.rare().start.with(|start| self.start_phase() && start.cause.replace(task).is_none()));
     }
 
-    /// Performs the actions that are required after a task has left a gate; see [`Departure`]. If a child has drained, it leaves
-    /// the gate of its parent, and then the parent may drain too. This function uses a loop instead of recursion, because
-    /// registries can nest to any depth.
+    /// Performs the actions that are required after a task has left a gate; see [`Departure`]. If this departure drains a child,
+    /// the child leaves the gate of its parent, and then the parent may drain too. This function handles all these departures in a
+    /// loop. It does not use recursion, because registries can nest to any depth.
     pub(super) fn finish_departure(&'static self, departure: Departure) {
         let mut next = Some((self, departure));
         while let Some((state, departure)) = next {
@@ -107,8 +108,8 @@ impl RegistryState {
         if !departure.drained {
             return None;
         }
-        // This call rejects the waiters that are still queued. It comes before `count_drain_event`, because `count_drain_event` may put
-        // the state back into the pool.
+        // This call rejects the waiters that are still in the queue. It must come before `count_drain_event`, which may put the
+        // state back into the pool.
         self.close_wait_queue();
         self.count_drain_event()
     }
@@ -121,24 +122,25 @@ impl RegistryState {
 
     /// Counts one of the events that must occur before the drain is complete.
     ///
-    /// Each shard causes one event when its gate has drained. A root, which is a registry without a parent, causes one more event after it
-    /// has reported the start of the shutdown to the observers. A child has only one shard and does not report the start. Therefore a child
-    /// causes only one event, and this function keeps no count for a child. The call that counts the last event ends the drain in these
-    /// steps (invariants S3, S8 and L2):
+    /// Each shard causes one event when its gate has drained. In a root, the report of the start of the shutdown to the observers
+    /// is one more event. A child has only one shard and does not report the start, so it has only one event, and this function
+    /// does not count.
+    ///
+    /// The call for the last event ends the drain in these steps (invariants S3, S8 and L2):
     ///
     /// 1. It reports the end of the drain to the observers.
     /// 2. In a child, it adds the counts of the child to the parent.
     /// 3. It makes `is_drained` return true.
     /// 4. In a child, it leaves the gate of the parent. Therefore a drained registry has only drained descendants.
     /// 5. It notifies the waiters for the drain if the bit `WAITED` is set.
-    /// 6. It releases the reference that all gates share. While a gate is in use, this reference keeps the state out of the pool.
+    /// 6. It releases the reference that all gates share. Until this step, the reference keeps the state out of the pool.
     ///
-    /// If this call makes a child leave the gate of its parent, the function returns this departure. The caller must then pass the
-    /// departure to `finish_departure` of the parent.
+    /// If a child leaves the gate of its parent in step 4, this function returns the parent and the [`Departure`]. The caller must
+    /// then pass the `Departure` to `finish_departure` of the parent.
     ///
     /// The `fetch_add` in this function is `AcqRel`, so each call to this function synchronizes with the next call. Therefore the
-    /// call that counts the last event sees everything that the tasks of all shards did. The `fetch_or` in this function is Release
-    /// and pairs with the Acquire in `is_drained`.
+    /// call for the last event sees everything that the tasks of all shards did. The `fetch_or` in this function is Release and
+    /// pairs with the Acquire in `is_drained`.
     fn count_drain_event(&'static self) -> Option<(&'static Self, Departure)> {
         let drained = &self.shared().drained;
         if !self.is_child() && drained.fetch_add(EVENT, Ordering::AcqRel) / EVENT != self.targets().len() {
@@ -189,10 +191,10 @@ impl RegistryState {
     /// Returns the final summary. If the registry has not drained, returns `None` and requests a notification at the end of the
     /// drain.
     ///
-    /// A caller must first register a listener. If a later call to this function then returns `None`, the caller may wait for the listener.
-    /// The word `drained` has one modification order. If the request comes first in this order, `count_drain_event` notifies the listener.
-    /// If the end of the drain comes first, this function sees it and returns the summary (invariant L2). Acquire has the same purpose as
-    /// in `is_drained`.
+    /// To wait for the drain, a caller must first register a listener, and then call this function. If this function returns
+    /// `None`, the caller may wait for the listener. The reason is the modification order of the word `drained`. If the request
+    /// comes first in this order, `count_drain_event` notifies the listener. If the end of the drain comes first, this function
+    /// sees it and returns the summary (invariant L2). Acquire has the same purpose as in `is_drained`.
     pub(crate) fn poll_drained(&'static self) -> Option<Summary> {
         let drained = &self.shared().drained;
         let mut word = drained.load(Ordering::Acquire);

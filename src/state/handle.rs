@@ -47,8 +47,9 @@ impl Drop for RegistryHandle {
     /// The drop of the last handle starts the shutdown. `AcqRel` makes each drop of a handle synchronize with the next drop of a
     /// handle. Therefore the thread that drops the last handle sees every write that preceded the drop of any other handle.
     ///
-    /// Only the owner of a handle can clone the handle. If the count is 1, no other thread can change the count, so this thread
-    /// does not have to decrement the count. The load is Acquire for the same reason as the `fetch_sub`.
+    /// Only the owner of a handle can clone the handle. If the count is 1, this thread is the only owner, so no other thread can
+    /// change the count. Therefore this thread does not have to decrement the count. The load is Acquire for the same reason as the
+    /// `fetch_sub`.
     fn drop(&mut self) {
         let is_last = |handles: &AtomicUsize| handles.load(Ordering::Acquire) == 1 || handles.fetch_sub(1, Ordering::AcqRel) == 1;
         if self.0.origin != Origin::Static && is_last(&self.0.shared().handles) {

@@ -8,7 +8,7 @@ use crate::sync::slot_table::TokenTarget;
 use alloc::vec::Vec;
 use core::cmp::Reverse;
 
-/// Identifies an inspected task and the slot that the task occupies or has occupied.
+/// Identifies an inspected task, and the slot that the task occupies. If the task has ended, another task may occupy the slot.
 #[derive(Clone, Copy)]
 pub(crate) struct InspectedTask {
     pub(super) target: &'static TokenTarget<Shard>,
@@ -16,7 +16,7 @@ pub(crate) struct InspectedTask {
 }
 
 impl InspectedTask {
-    /// Aborts the task if it is still in flight, as [`RegistryState::abort_task`] does.
+    /// Does the same as [`RegistryState::abort_task`]: aborts the task if it is still in flight.
     pub(crate) fn abort(self) {
         if let Some(slot) = self.target.slot {
             self.target.owner.slots().abort_in_slot(slot, self.id);
@@ -36,7 +36,8 @@ impl RegistryState {
                 task.parent = parent;
             }
         });
-        // This sort is unstable, because a stable sort needs a buffer that does not fit on the stack of a microcontroller.
+        // This code uses an unstable sort, because a stable sort needs a buffer that does not fit on the stack of a
+        // microcontroller.
         tasks.sort_unstable_by_key(|task| (Reverse(task.age), task.id));
         tasks
     }
@@ -71,8 +72,8 @@ impl RegistryState {
 
     /// Aborts all tasks in flight, as [`abort`](Self::abort) does. Also aborts each task that starts later (invariant L3).
     ///
-    /// `abort_own` locks each slot table after this function has set the flag. If a task takes its slot before `abort_own` locks
-    /// the table, `abort_own` finds the task. If a task takes its slot later, the task sees the flag.
+    /// This function first sets the flag `ABORTING`, and then `abort_own` locks each slot table. If a task takes its slot before
+    /// `abort_own` locks the table, `abort_own` finds the task. If a task takes its slot later, `SlotTable::insert` sees the flag.
     pub(crate) fn start_aborting(&'static self) {
         self.for_each_in_subtree(|state| {
             state.settings.start_aborting();

@@ -1,8 +1,9 @@
 //! Takes registry states from the pool, and puts unused states back into the pool.
 //!
-//! A state is leaked and reused. Therefore every reference to a state is `&'static`, and tasks need no reference count. A signal
-//! does not keep its state out of the pool, so another registry can reuse the state while the signal exists. To detect the reuse,
-//! the signal compares its stored phase with the state's current phase. The signal is triggered if the two phases differ.
+//! A state is never freed: the pool leaks it and reuses it. Therefore every reference to a state is `&'static`, and tasks need no
+//! reference count. A signal does not keep its state out of the pool, so another registry can reuse the state while the signal
+//! exists. To detect the reuse, the signal compares its stored phase with the state's current phase. The signal is triggered if the
+//! two phases differ.
 
 use super::registry_state::{Origin, RegistryState, Shared};
 use super::settings::Settings;
@@ -34,15 +35,15 @@ impl RegistryState {
 
     /// Prepares a state for its next registry.
     ///
-    /// If the state has served a previous registry, signals and threads of that registry may still use the state:
+    /// If the state has served a previous registry, two kinds of leftovers of that registry may still use the state:
     ///
-    /// - Signals of the previous registry. These signals are triggered, because the phase has changed.
+    /// - Signals of the previous registry. These signals are triggered, because the phase changes here.
     /// - Threads on which a task of the previous registry is still leaving its gate. Such a thread may clear a bit of a gate and
     ///   then notify the waiters of the next registry. The thread may also drain a gate of the next registry, immediately after
     ///   another thread has closed this gate.
     ///
-    /// Relaxed is enough for all fields except `phase` and `references`. The mutex of the pool makes the writes of the previous
-    /// registry visible to the next registry.
+    /// Relaxed is enough for all fields except `phase` and `references`, because the mutex of the pool makes the writes of the
+    /// previous registry visible to the next registry.
     fn reopen(&'static self) {
         for shard in self.shards() {
             shard.gate().reopen();
@@ -66,8 +67,7 @@ impl RegistryState {
 
     /// Adds a reference.
     ///
-    /// Relaxed is enough because the caller holds a reference or a handle during this call, so the count of references cannot reach
-    /// zero.
+    /// Relaxed is enough because the caller keeps the state in use during this call, so the count of references cannot reach zero.
     pub(super) fn retain(&'static self) {
         self.shared().references.fetch_add(1, Ordering::Relaxed);
     }
@@ -79,8 +79,9 @@ impl RegistryState {
     pub(super) fn release(&'static self) {
         let Shared { life, references, .. } = self.shared();
         life.touch();
-        // Only the owner of a reference adds references to a child. If the count is 1, no other thread can change the count, so
-        // this thread does not have to decrement the count. The load is Acquire for the same reason as the `fetch_sub`.
+        // Only the owner of a reference to a child can add another reference. If the count is 1, this thread is the only owner, so
+        // no other thread can change the count. Therefore this thread does not have to decrement the count. The load is Acquire for
+        // the same reason as the `fetch_sub`.
         let is_only = self.is_child() && references.load(Ordering::Acquire) == 1;
         if !is_only && references.fetch_sub(1, Ordering::AcqRel) != 1 {
             return;
@@ -108,8 +109,8 @@ impl StateRef {
         Self(state)
     }
 
-    /// Returns a reference to a root, or `None` if the root's state is in the pool. The caller does not have to hold a handle or a
-    /// reference. Therefore the state may already serve another registry, and the caller must check the phase.
+    /// Returns a reference to a root, or `None` if the root's state is in the pool. A caller of this function holds no handle and
+    /// no reference, so the state may already serve another registry. Therefore the caller must check the phase.
     ///
     /// Acquire pairs with the Release in `reopen`.
     pub(super) fn of_used(root: &'static RegistryState) -> Option<Self> {

@@ -30,8 +30,8 @@ impl Observers {
         drop_quietly(observers);
     }
 
-    /// Drops the observers one at a time, and catches the panic of each destructor before the next destructor runs. If two
-    /// destructors panicked at the same time, the process would abort.
+    /// Drops the observers one at a time. If a destructor panics, this function catches the panic before it calls the next
+    /// destructor. If two destructors panicked at the same time, the process would abort.
     pub(super) fn clear(&self) {
         let observers = self.0.with(Option::take);
         observers.and_then(Arc::into_inner).into_iter().flatten().for_each(drop_quietly);

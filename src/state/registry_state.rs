@@ -1,4 +1,4 @@
-//! Defines the data of one registry. The data is divided into shards, and each thread uses one shard.
+//! Defines the data of one registry. Most of the data is divided into shards, and each thread uses one shard.
 
 use super::observers::Observers;
 use super::settings::{ActiveSettings, OBSERVED};
@@ -32,11 +32,11 @@ use core::{array, cell::Cell, fmt, ptr};
 /// # }
 /// ```
 pub struct RegistryState {
-    /// The phase is even while the registry is open, and odd after its shutdown has started. A pooled state serves several
-    /// registries one after another. No two of these registries have the same phase values.
+    /// The phase is even while the registry is open, and odd after its shutdown has started. A state in a pool serves several
+    /// registries, one after another. Each of these registries has two phase values that no other registry of this state has.
     pub(super) phase: AtomicUsize,
     pub(super) origin: Origin,
-    /// One [`TokenTarget`] for each shard. The token of a task without a slot points to the element for the task's shard.
+    /// One [`TokenTarget`] for each shard. If a task has no slot, its token points to the element for the task's shard.
     targets: Once<Box<[TokenTarget<Shard>]>>,
     pub(super) settings: ActiveSettings,
     shared: Once<&'static Shared>,
@@ -49,8 +49,8 @@ pub(super) enum Origin {
     Static,
     /// The pool for registries without a parent owns the state. Such a state has `shard_count` shards.
     Pooled,
-    /// The pool for child registries owns the state. To save memory, such a state has only one shard, and its parts are not padded
-    /// to whole cache lines.
+    /// The pool for child registries owns the state. Such a state has only one shard, and its parts are not padded to whole cache
+    /// lines, to save memory.
     Child,
 }
 
@@ -64,7 +64,8 @@ pub(super) struct Shared {
     /// - All handles together have one reference.
     /// - All gates together have one reference until the drain has been reported.
     /// - Each [`StateRef`](super::StateRef) has one reference.
-    /// - Each descendant of an observed root has one reference to the root, until the descendant's state is back in its pool.
+    /// - If this registry is a root with observers, each of its descendants has one reference, until the descendant's state is back
+    ///   in the pool.
     pub(super) references: AtomicUsize,
     /// Stores the progress of the drain: the bits [`WAITED`], [`SIGNALLED`] and [`DRAINED`], and the number of completed events in
     /// units of [`EVENT`]; see `count_drain_event`.
@@ -78,17 +79,19 @@ pub(super) struct Shared {
 
 /// This bit is set if a future or a thread may wait for the drain.
 pub(super) const WAITED: usize = 1;
-/// This bit is set if a signal of a child may be registered. A root does not use this bit.
+/// In a child, this bit is set if a shutdown signal may have stored its waker in the child's wait list. A root does not use this
+/// bit.
 pub(super) const SIGNALLED: usize = 2;
 /// This bit is set if the registry has drained.
 pub(super) const DRAINED: usize = 4;
-/// A root adds this value to the word `drained` for each event of its drain.
+/// A root adds this value to the word `drained` for each event of its drain; see `count_drain_event`.
 pub(super) const EVENT: usize = 8;
 
-/// Stores the parent and the root of a child registry. In a root, both fields are `None`.
+/// Stores the parent and the root of a child registry. The root is the ancestor that has no parent. In the state of a root, both
+/// fields are `None`.
 pub(super) struct Family {
-    /// The ancestor that has no parent, and the phase of this ancestor while it is open. After the child has drained, the root's
-    /// state may serve another registry. The stored phase then differs from the phase of the state.
+    /// The root, and the phase that the root has while it is open. After the child has drained, the root's state may serve another
+    /// registry. In this case, the state has a different phase.
     pub(super) root: Option<(&'static RegistryState, usize)>,
     /// The parent of the child, or `None` if the child has drained.
     pub(super) parent: Option<Parent>,
@@ -107,16 +110,16 @@ pub(super) struct Parent {
 /// An entry in a parent's list of the children that have not drained.
 pub(super) struct ListedChild {
     pub(super) state: &'static RegistryState,
-    /// Whether the child was made after the shutdown of its parent had started. If a later call shuts the parent down again, such a
-    /// child stays open.
+    /// Whether the child was made after the shutdown of its parent had started. Such a child stays open even if another call shuts
+    /// the parent down.
     pub(super) stays_open: bool,
 }
 
 /// Contains the fields that few registries need, such as the wait queue of a limit.
 pub(super) struct Rare {
     pub(super) wait_queue: WaitQueue,
-    /// The number of permits that tasks of descendants hold. This number is incremented after a task has taken a permit, and
-    /// decremented before the task releases the permit.
+    /// The number of permits of this registry that tasks of its descendants hold. This number is incremented after a task has taken
+    /// a permit, and decremented before the task releases the permit.
     pub(super) lent: AtomicUsize,
     pub(super) observers: Observers,
     /// The services in flight, in the order of their starts.
@@ -125,7 +128,7 @@ pub(super) struct Rare {
 }
 
 pub(super) struct ShutdownStart {
-    /// The time at which the shutdown started, from `platform::now`. Only an observed registry sets this field.
+    /// The time at which the shutdown started, from `platform::now`. Only a registry with observers sets this field.
     pub(super) at: u64,
     /// The task whose loss started the shutdown, or `None` if no loss started the shutdown.
     pub(super) cause: Option<TaskInfo>,
@@ -144,15 +147,16 @@ pub(crate) struct Shard {
     gate: Gate,
     /// The number of losses for each variant of `Lost`, in the order of the variants.
     pub(super) losses: [AtomicUsize; 5],
-    /// The number of tasks that all drained children have accepted, minus the number of these children. If the result is negative,
-    /// this number wraps around.
+    /// The number of tasks that all drained children of this shard have accepted, minus the number of these children. The
+    /// subtraction is needed because the gate counts each child as an accepted task. If the result is negative, this number wraps
+    /// around.
     pub(super) folded: AtomicUsize,
     /// The slots of tasks that have ended. This field shares cache lines with the gate, because a task with a slot writes both
     /// fields when it ends.
     pub(super) freed: FreedSlots,
     state: &'static RegistryState,
-    /// The lists are on separate cache lines, because two threads can write the gate and the lists at the same time. For example, a
-    /// task leaves the gate while another thread registers a signal (invariant H2).
+    /// The lists are on other cache lines than the gate, because one thread can write the gate while another thread writes the
+    /// lists. For example, a task leaves the gate while another thread registers a signal (invariant H2).
     lists: &'static Lists,
 }
 
@@ -192,9 +196,9 @@ impl Shard {
 
     /// Counts a loss or a rejection.
     ///
-    /// Relaxed is enough for a loss, because the same thread calls `Gate::leave` afterwards. The Release in `Gate::leave` makes the
-    /// increment visible to readers of the gate. Relaxed is enough for a rejection, because no thread relies on the order of
-    /// rejections.
+    /// Relaxed is enough for a loss, because the same thread calls `Gate::leave` or `Gate::enter_again` afterwards. The Release in
+    /// these functions makes the increment visible to readers of the gate. Relaxed is enough for a rejection, because no thread
+    /// relies on the order of rejections.
     pub(super) fn count(&self, lost: Lost) {
         self.losses[lost as usize].fetch_add(1, Ordering::Relaxed);
     }
@@ -221,7 +225,7 @@ impl Shard {
 
 impl RegistryState {
     const_unless_loom! {
-        /// Returns the state of a registry that lives as long as the program.
+        /// Returns a new state, for a registry that lives as long as the program.
         ///
         /// The state serves only one registry and is never reused. After the shutdown of this registry, the state stays drained.
         #[expect(clippy::new_without_default, reason = "a static cannot call `default`")]
@@ -278,7 +282,7 @@ impl RegistryState {
         })
     }
 
-    /// Returns the fields that few registries use, or `None` if this state has not used these fields.
+    /// Returns the fields that few registries use, or `None` if no registry with this state has used them.
     pub(super) fn used_rare(&'static self) -> Option<&'static Rare> {
         self.shared().rare.get().map(|rare| &**rare)
     }
@@ -321,8 +325,8 @@ impl RegistryState {
     /// Returns the wait list of the calling thread's shard. In a child, this function also records that the list is in use.
     ///
     /// Acquire pairs with the Release in `count_drain_event`. If the child has drained before this call, the caller sees that the
-    /// shutdown has started, and registers no signal. If the child drains later, `close` finds the bit `SIGNALLED` and wakes the
-    /// list (invariant L1).
+    /// shutdown has started, and stores no waker in the list. If the child drains later, `close` finds the bit `SIGNALLED` and
+    /// wakes the list (invariant L1).
     #[inline(never)]
     fn find_signals(&'static self) -> &'static WaitList {
         let lists = self.find_uncached().owner.lists;
@@ -338,19 +342,18 @@ impl RegistryState {
         if self.is_child() { 0 } else { MARGIN }
     }
 
-    /// If this state is the root that the calling thread used last, returns the parts of this state that the thread uses.
+    /// Each thread caches its parts of the root that it used last. If this state is that root, returns the cached parts.
     #[inline]
     fn cached(&'static self) -> Option<Found> {
         LAST_USED.with(Cell::get).filter(|(state, _)| ptr::eq(*state, self)).map(|(_, found)| found)
     }
 
-    /// Returns the target of the calling thread's shard. This function returns only one word, so that callers can keep their data
-    /// in registers.
+    /// Returns the [`TokenTarget`] of the calling thread's shard. This function returns only one word, so that callers can keep
+    /// their data in registers.
     #[inline(never)]
     fn find_uncached(&'static self) -> &'static TokenTarget<Shard> {
         let targets = self.targets();
-        // A thread often alternates between its root and many different children, so a child does not replace the root in the
-        // cache.
+        // A child does not replace the root in the cache, because a thread often alternates between one root and many children.
         if self.is_child() {
             return &targets[0];
         }
@@ -370,7 +373,7 @@ impl RegistryState {
     }
 }
 
-/// Refers to the parts of a state that one thread uses.
+/// Refers to the parts of a state that one thread uses: its shard, and the parts of this shard.
 #[derive(Clone, Copy)]
 struct Found {
     shard: &'static Shard,

@@ -1,4 +1,4 @@
-//! Lists the services of a registry. Also counts the services, because a registry with only services in flight is idle.
+//! Lists the services of a registry. Also counts the services, because a registry is idle if only services are in flight.
 
 use super::registry_state::{RegistryState, Service};
 use super::token::Token;
@@ -9,8 +9,8 @@ impl RegistryState {
     /// Returns the services in flight. The services of this registry come first, in the order of their starts. The services of its
     /// descendants follow.
     ///
-    /// This function reads the slots under the lock of the list. A service takes this lock before it leaves the gate, so each
-    /// listed service still occupies its slot.
+    /// This function reads the slots of the services under the lock of the list. Each service removes its entry under this lock
+    /// before it leaves the gate. Therefore each listed service still occupies its slot.
     pub(crate) fn services(&'static self) -> Vec<ServiceInfo> {
         let mut services = Vec::<ServiceInfo>::new();
         self.for_each_in_subtree(|state| {
@@ -36,7 +36,8 @@ impl Service {
     }
 }
 
-/// An entry in the registry's list of services. The drop of this value removes the entry while the service is still in flight.
+/// An entry in the registry's list of services. The destructor of this value removes the entry. It runs while the service is still
+/// in flight.
 pub(crate) struct ListedService {
     token: Token,
     number: u64,

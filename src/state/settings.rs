@@ -20,19 +20,19 @@ pub(crate) const INSPECTED: usize = 2;
 pub(super) const LIMITED: usize = 4;
 pub(crate) const SHUTDOWN_ON_PANIC: usize = 8;
 pub(crate) const SHUTDOWN_ON_FAILURE: usize = 16;
-/// With this flag, each inspected task is aborted when it starts. This flag is not a setting; see
+/// With this flag, each inspected task is aborted when it starts. The builder never sets this flag; see
 /// [`ActiveSettings::start_aborting`].
 pub(super) const ABORTING: usize = 32;
 /// With this flag, the limit of an ancestor applies to the tasks of this child. A registry never has both `LIMITED` and this flag.
 pub(super) const LIMITED_BY_ANCESTOR: usize = 64;
-/// With this flag, the observers are also notified when a task starts and when a task completes. A registry with this flag is always
-/// inspected.
+/// With this flag, the observers are notified not only of losses, but also when a task starts and when a task completes. A registry
+/// with this flag is always inspected.
 pub(crate) const EVERY_TASK: usize = 128;
 
 /// Stores the settings that the registry reads for each new task.
 ///
-/// Relaxed is enough for all accesses because the settings are written before the registry's first handle exists. The only flag that
-/// is written later is `ABORTING`.
+/// Relaxed is enough for all accesses because the settings are written before the registry's first handle exists. Only the flag
+/// `ABORTING` is written later; see [`start_aborting`](Self::start_aborting).
 pub(super) struct ActiveSettings {
     flags: AtomicUsize,
     /// The largest number of tasks that may be in flight. This value is meaningful only if `flags` contains `LIMITED`.
@@ -65,7 +65,7 @@ impl ActiveSettings {
         self.limit.store(limit.unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// Enables the flag `ABORTING`, until the state serves its next registry.
+    /// Sets the flag `ABORTING`. The flag stays set until another registry reuses the state.
     ///
     /// Relaxed is enough because the lock of each slot table orders this write; see `RegistryState::start_aborting`.
     pub(super) fn start_aborting(&self) {

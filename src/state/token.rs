@@ -15,8 +15,8 @@ use alloc::{format, string::String};
 use core::task::{Poll, Waker};
 use core::{fmt::Display, panic::Location};
 
-/// A loss that has not been counted and reported yet. Work is lost if it ends without completion. If the registry has no observer,
-/// the message of a loss can be empty.
+/// A loss that has not been counted and reported yet. If the registry has no observer, the message of a failure or panic can be
+/// empty.
 pub(crate) enum UnreportedLoss {
     Failed(String),
     Panicked(String),
@@ -42,17 +42,16 @@ impl UnreportedLoss {
 #[derive(Clone, Copy)]
 pub(crate) struct Token {
     target: &'static TokenTarget<Shard>,
-    /// The call site of work without a slot. If the work has a slot, this field is `None`, because the slot's row stores the call
-    /// site.
+    /// The call site of work that has no slot. If the work has a slot, this field is `None`, because the slot stores the call site.
     location: Option<&'static Location<'static>>,
 }
 
 impl Token {
-    /// Counts a piece of work that has no name, is not critical, and is not a guard that a panicking thread takes. In most
-    /// registries, this function performs only one atomic addition.
+    /// Counts a piece of work as in flight. The work must have no name, must not be critical, and must not be a guard that a
+    /// panicking thread takes. In most registries, this function performs only one atomic addition.
     ///
     /// Returns `None` in three cases: the registry is inspected, a limit applies to its work, or the shard of the calling thread
-    /// refuses the work. If this function returns `None`, the caller must call [`Token::enter`].
+    /// refuses the work. In these cases, the caller must call [`Token::enter`] instead.
     #[inline]
     pub(crate) fn enter_plain(state: &'static RegistryState, location: &'static Location<'static>) -> Option<Self> {
         state.enter().map(|target| Self { target, location: Some(location) })
@@ -67,8 +66,8 @@ impl Token {
         }
     }
 
-    /// Counts a piece of work as soon as the limit allows the work. If this function returns an error, the caller must count the
-    /// rejection.
+    /// Waits until the limit allows a piece of work, and then counts the work as in flight. If this function returns an error, the
+    /// caller must count the rejection.
     pub(crate) fn poll_enter(
         state: &'static RegistryState,
         info: &SpawnInfo,
@@ -79,19 +78,19 @@ impl Token {
         state.poll_enter(ticket, waker, info.without_permit, is_follow_up).map_ok(|target| Self::new(target, info))
     }
 
-    /// Creates the token of a piece of work. The caller has already counted the work.
+    /// Creates the token of a piece of work. The caller must have counted the work.
     ///
     /// The work gets a slot in six cases:
     ///
     /// - The registry is inspected.
     /// - The work is critical.
-    /// - The work has a name that observers receive or that the cause of a shutdown can contain.
+    /// - The work has a name, and the registry may report this name: it has observers, or a loss can start its shutdown.
     /// - The work is a guard, and its thread was already panicking when it took the guard.
-    /// - The work has no permit in a registry with a limit.
+    /// - The registry has a limit, but the work has no permit.
     /// - The work has a permit of an ancestor.
     ///
-    /// For a guard that was taken during a panic, the slot stores the ID of the panicking thread. For work without a permit, or with a
-    /// permit of an ancestor, the slot stores how the work must leave the gate.
+    /// In the last three cases, the slot stores data that the end of the work needs: the ID of the panicking thread, or the kind of
+    /// permit that the work must release.
     #[inline]
     fn new(target: &'static TokenTarget<Shard>, info: &SpawnInfo) -> Self {
         let shard = target.owner;
@@ -116,8 +115,8 @@ impl Token {
         Self { target, location: Some(info.location) }
     }
 
-    /// Returns the token that counts a child in its parent. The caller obtained `target` earlier, from the method
-    /// [`target`](Self::target) of the same token.
+    /// Returns the token that counts a child in its parent. The parameter `target` is the value that [`target`](Self::target) has
+    /// returned for this token.
     #[track_caller]
     pub(super) fn from_target(target: &'static TokenTarget<Shard>) -> Self {
         Self { target, location: if target.slot.is_some() { None } else { Some(Location::caller()) } }
@@ -153,8 +152,8 @@ impl Token {
 
     /// Returns the loss of work that was dropped before it finished.
     ///
-    /// A future counts as abandoned even if it was also aborted, because the drop ended the future, and not the abort. A blocking
-    /// closure that was aborted counts as aborted, because an aborted closure never starts (invariant L3).
+    /// A future that is dropped counts as abandoned, even if it was also aborted: the drop has ended the future before the abort
+    /// could. A blocking closure that was aborted counts as aborted, because the abort has prevented its start (invariant L3).
     #[cold]
     pub(crate) fn dropped(&self) -> UnreportedLoss {
         let is_closure = |_: &&Slot| self.info().kind == Some(TaskKind::Blocking);
@@ -162,8 +161,8 @@ impl Token {
         if is_aborted { UnreportedLoss::Aborted } else { UnreportedLoss::Abandoned }
     }
 
-    /// Returns the loss of work that returned an error. If there are observers, the loss contains the message of the error. If the
-    /// alternate form of `Display` prints the causes of the error, the message includes the causes.
+    /// Returns the loss of work that returned an error. If there are observers, the loss contains the message of the error in the
+    /// alternate form (`{:#}`). Some error types then also print the causes of the error.
     pub(crate) fn failed(&self, error: &dyn Display) -> UnreportedLoss {
         if self.state().is_observed() { Self::failed_with_text(error) } else { UnreportedLoss::Failed(String::new()) }
     }
@@ -181,8 +180,8 @@ impl Token {
         UnreportedLoss::Panicked(if self.shard().state().is_observed() { panic_message(payload).into() } else { String::new() })
     }
 
-    /// Stops counting the work as in flight. The caller has already dropped the work, so a waiter for the drain resumes after the
-    /// work's destructors have finished (invariant S2).
+    /// Stops counting the work as in flight. The caller must drop the work before this call, so that a waiter for the drain resumes
+    /// only after the work's destructors have finished (invariant S2).
     #[inline]
     pub(crate) fn leave(self) {
         if self.location.is_none() {
@@ -200,33 +199,34 @@ impl Token {
     }
 
     /// Stops counting a child as in flight in its parent. Returns the state of the parent and the [`Departure`], which the caller
-    /// must finish.
+    /// must pass to `finish_departure` of the parent.
     pub(super) fn leave_child(self) -> Option<(&'static RegistryState, Departure)> {
         let [_, own] = self.depart();
         own.map(UnfinishedDeparture::depart)
     }
 
-    /// Frees the slot if the work has a slot. Releases the permit of an ancestor if the work holds such a permit. Then leaves the
-    /// gate. The caller must pass the result to [`finish_departure`].
+    /// Frees the work's slot if the work has one, and releases the work's permit of an ancestor if the work holds one. After both,
+    /// leaves the gate. The caller must pass the result to [`finish_departure`].
     ///
     /// If the caller has called [`prepare_departure`](Self::prepare_departure), this function runs no user code. In this case, the
     /// caller may hold a lock.
     #[inline]
     pub(crate) fn depart(self) -> [Option<UnfinishedDeparture>; 2] {
         let shard = self.shard();
-        // The permit is read before `push`, because another task may occupy the slot after `push`.
+        // This code reads the kind of permit before `push`, because another task may occupy the slot after `push`.
         let permit = self.slot().map_or(PermitKind::Own, |slot| {
             let permit = slot.permit();
             shard.freed.push(slot);
             permit
         });
-        // The permit is released first, because the ancestor could drain after the work has left its own gate.
+        // The permit must be released before the work leaves its own gate, because the ancestor could drain after that.
         let ancestor = if permit == PermitKind::OfAncestor { shard.state().release_permit_of_ancestor() } else { None };
         let left = if permit == PermitKind::Without { self.gate().leave_without_permit() } else { self.gate().leave() };
         [ancestor, left.map(|word| UnfinishedDeparture { shard, word })]
     }
 
-    /// If the task has completed, reports its completion. Drops the waker that the work has stored for an abort by the registry.
+    /// Performs the steps of a departure that run user code. If the work has completed, reports its completion to the observers of
+    /// every task. Then drops the waker that the work has stored so that an abort can wake the work.
     #[inline]
     pub(crate) fn prepare_departure(self, has_completed: bool) {
         if let Some(slot) = self.slot() {
@@ -238,7 +238,7 @@ impl Token {
     }
 
     /// Counts the loss, reports the loss to the observers, and stops counting the work as in flight (invariants S2, S5 and S8). The
-    /// caller has already dropped the work.
+    /// caller must drop the work before this call.
     ///
     /// If the loss requires a shutdown, this function also starts the shutdown.
     #[cold]
@@ -248,7 +248,7 @@ impl Token {
         finish_departure(self.depart());
     }
 
-    /// Does the same as [`lose`](Self::lose), but the work still counts as in flight after this call.
+    /// Does the same as [`lose`](Self::lose), except that the work still counts as in flight after this call.
     #[cold]
     pub(crate) fn report(self, loss: &UnreportedLoss) {
         self.count_and_report(loss);
@@ -258,8 +258,8 @@ impl Token {
             UnreportedLoss::Abandoned | UnreportedLoss::Aborted => NONE,
         };
         let state = self.state();
-        // If the work is critical, its own registry must shut down. A shutdown of the root is not enough for this, because a child
-        // that was made during the drain of the root stays open.
+        // If the work is critical, its own registry must shut down. It is not enough to shut the root down, because a child that
+        // was made during the drain of the root stays open.
         if self.is_critical() {
             state.start_shutdown_after_loss(self.info());
         }
@@ -276,7 +276,7 @@ impl Token {
     }
 
     /// Counts and reports the end of one run of a service, and then counts and reports the start of the next run (invariants S5 and
-    /// S8). The loss is `None` if the run completed. The caller has already dropped the future of the ended run.
+    /// S8). The parameter `loss` is `None` if the run completed. The caller must drop the future of the ended run before this call.
     pub(crate) fn end_run(self, loss: Option<&UnreportedLoss>) {
         match loss {
             Some(loss) => self.count_and_report(loss),
@@ -313,7 +313,7 @@ impl Token {
         self.spawn_info().is_some_and(|info| info.critical)
     }
 
-    /// If the guard's thread was already panicking when it took the guard, returns the ID of this thread.
+    /// Returns the ID of the thread that took this guard, if that thread was already panicking at that time.
     #[cold]
     pub(crate) fn panicking_at_start(&self) -> Option<ThreadId> {
         self.spawn_info()?.panicking_at_start
@@ -324,7 +324,7 @@ impl Token {
     }
 }
 
-/// Records that work has left the gate of a shard, and that an action is still required, such as a notification.
+/// Records that work has left the gate of a shard, and that the caller must still act, for example notify a waiter.
 #[derive(Clone, Copy)]
 pub(crate) struct UnfinishedDeparture {
     pub(super) shard: &'static Shard,
@@ -343,8 +343,8 @@ impl UnfinishedDeparture {
     }
 }
 
-/// Performs the actions that are required after work has left its gate. This function may call user code, so the caller must hold
-/// no lock.
+/// Performs the actions that are required after work has left its gate, such as notifications. This function may call user code, so
+/// the caller must hold no lock.
 #[inline]
 pub(crate) fn finish_departure(left: [Option<UnfinishedDeparture>; 2]) {
     left.into_iter().flatten().for_each(UnfinishedDeparture::finish);

@@ -1,7 +1,7 @@
 //! Lists the child registries of one shard that have not drained.
 //!
-//! A child stays in the list until it has drained. Under the list's lock, a caller can take a reference to each listed child. The
-//! state of a listed child is not in the pool, because a child leaves the list before the reference of its gates is released.
+//! A child stays in the list until it has drained. While a caller holds the list's lock, it can take a reference to the state of
+//! each listed child. This state cannot be in the pool, because a child leaves the list before its gates release their reference.
 
 use super::slab::{Key, Slab};
 use crate::platform::{Mutex, const_unless_loom};

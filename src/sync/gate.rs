@@ -1,21 +1,23 @@
-//! A gate counts the tasks in flight in one atomic word. A task enters the gate when the gate accepts it, and leaves the gate when it
-//! ends. If the last task leaves while a new task enters, the modification order of the word decides which of the two operations comes
-//! first.
+//! A gate counts the tasks in flight in one atomic word. A task enters the gate when the gate accepts it, and leaves the gate when
+//! it ends. If a new task enters while the last task leaves, the modification order of the word decides which of them comes first.
 //!
 //! ```text
 //! bits   high                                                                         low
 //!        | accepted, modulo 2^ACCEPTED_BITS | in flight | DRAINED | PERMIT | IDLE | CLOSED |
 //! ```
 //!
-//! A task enters the gate by one `fetch_add`. The result is the previous word, which shows whether the gate accepts the task. When
-//! the last task leaves a closed gate, its thread sets `DRAINED` with a compare-and-swap. If the gate is already empty when it is
-//! closed, `close` sets `DRAINED` with a compare-and-swap. The compare-and-swap fails if another task has entered or another thread
-//! has set `DRAINED`. Therefore exactly one thread drains the gate (invariant S3).
+//! To let a task enter, `enter` adds to the word with one `fetch_add`. This operation returns the previous word, which shows
+//! whether the gate accepts the task.
 //!
-//! If `DRAINED` is set, the gate refuses the task, and `enter` subtracts what it has added. Before this subtraction, each refused
-//! task makes the accepted count and the in-flight count too high by one. A drained gate has no accepted task in flight, so its
-//! in-flight count contains only refused tasks. `snapshot` subtracts the refused tasks, so no reader ever sees a refused task
-//! (invariant S4).
+//! The shutdown closes the gate, but a closed gate still accepts tasks while it is not empty. A gate drains when it is closed and
+//! empty: one thread then sets `DRAINED` with a compare-and-swap. This is the thread whose task leaves a closed gate as the last
+//! task, or the thread that closes an empty gate. The compare-and-swap fails if another task has entered or another thread has set
+//! `DRAINED`. Therefore exactly one thread drains the gate (invariant S3).
+//!
+//! If `DRAINED` is set, the gate refuses the task, and `enter` undoes its addition. Until then, each refused task makes the
+//! accepted count and the in-flight count too high by one. No accepted task is in flight in a drained gate, so the in-flight count
+//! of a drained gate is the number of refused tasks. `snapshot` subtracts this number from both counts, so no reader ever sees a
+//! refused task (invariant S4).
 //!
 //! In a registry with a limit, the in-flight count has two halves. A task that holds a permit adds one to the low half. A task
 //! without a permit adds one to the high half:
@@ -24,30 +26,33 @@
 //!        | accepted, modulo 2^ACCEPTED_BITS | without permit | permits | DRAINED | PERMIT | IDLE | CLOSED |
 //! ```
 //!
-//! When a task takes a permit, the gate compares only the low half with the limit, so the limit is exact (invariant S10). The gate
-//! drains when both halves are zero. Therefore a task without a permit also keeps the gate from draining (invariants S3 and S4).
+//! When a task takes a permit, the gate compares only the low half with the limit. Tasks without a permit therefore do not count
+//! towards the limit (invariant S10). The gate drains only when both halves are zero, so the drain also waits for tasks without a
+//! permit (invariants S3 and S4).
 //!
-//! The accepted count wraps around. If a new task flips the top bit of the accepted count, the thread that starts the task also
-//! increments a second word, `wraps`, before the task leaves the gate. Both words together give the total number of accepted tasks.
-//! The total is exact while no task enters the gate. While tasks enter, the function `accepted` corrects the total.
+//! The accepted count has few bits and wraps around. A second word, `wraps`, counts how often the top bit of the accepted count has
+//! flipped. If a new task flips this bit, the thread that starts the task increments `wraps` before the task leaves the gate. Both
+//! words together give the total number of accepted tasks. If the bit has flipped, but `wraps` has not been incremented yet, the
+//! function `accepted` corrects the total.
 
 use crate::platform::{AtomicUsize, Ordering, const_unless_loom, reset};
 use core::mem::replace;
 
 const CLOSED: usize = 1;
-/// A waiter sets this bit to request a notification when the registry becomes idle. The last task that leaves the gate clears this bit.
-/// While services are in flight, each task that leaves and each service that starts clears this bit.
+/// A task or thread that waits until the registry is idle sets this bit to request a notification. When the last task leaves the
+/// gate, its thread clears the bit and notifies these waiters. While services are in flight, each task that leaves does the same,
+/// and so does each service that starts. The waiters then compare the counts, because they do not wait for services.
 const IDLE: usize = 2;
-/// This bit is set while the wait queue is not empty. If the bit is set, each task that releases a permit wakes the first waiter in the
-/// queue. A new task that takes a permit must not overtake any waiter.
+/// This bit is set while the wait queue is not empty. If the bit is set, each task that releases a permit wakes the first waiter in
+/// the queue. Also, `enter_below` then refuses new tasks, so that no new task overtakes a waiter.
 const PERMIT: usize = 4;
 /// This bit is set if the gate has drained. A drained gate refuses every new task.
 const DRAINED: usize = 8;
 const NOTIFY: usize = CLOSED | IDLE | PERMIT;
 const ONE: usize = 16;
 
-/// On 64-bit targets the in-flight count has 44 bits. A thread that only leaks guards would need half a day to make a count of 44
-/// bits overflow.
+/// The number of bits of the accepted count. On 64-bit targets, this leaves 44 bits for the in-flight count. Only leaked guards
+/// could make 44 bits overflow: a thread that does nothing else would need half a day.
 const ACCEPTED_BITS: u32 = if cfg!(loom) {
     2
 } else if usize::BITS == 64 {
@@ -67,7 +72,7 @@ const WITHOUT_PERMIT_ONE: usize = ONE << HALF_BITS;
 const PERMITS: usize = WITHOUT_PERMIT_ONE - ONE;
 /// This mask selects the high half of the in-flight count.
 const WITHOUT_PERMIT: usize = COUNT - PERMITS;
-/// Each start and each end of a service adds this value to the word `services`. The addition increments the high half of the word.
+/// Each start and each end of a service adds this value to the word `services`, to increment the high half of the word.
 const SERVICE_CHANGE: usize = 1 << (usize::BITS / 2);
 /// The largest limit on tasks in flight that a gate supports.
 pub(crate) const MAX_PERMITS: usize = PERMITS / ONE;
@@ -77,8 +82,8 @@ pub(crate) const MAX_PERMITS: usize = PERMITS / ONE;
 pub(crate) enum Permit {
     /// The gate that gives the permit also counts the task as accepted.
     Own,
-    /// The gate of a child registry counts the task. The gate that gives the permit counts only the permit, until [`Gate::leave`]
-    /// releases the permit.
+    /// The gate of a child registry counts the task as accepted. The gate that gives the permit counts only the permit, until
+    /// [`Gate::leave`] releases it.
     Lent,
 }
 
@@ -104,14 +109,14 @@ pub(crate) enum Refused {
 pub(crate) struct Departure {
     /// The caller must wake the first waiter of the wait queue.
     pub(crate) permit: bool,
-    /// The caller must notify the tasks and threads that wait until the registry is idle. Either this gate had no task in flight
-    /// for an instant, or some of its tasks in flight are services.
+    /// The caller must notify the tasks and threads that wait until the registry is idle. This field is true only if such a waiter
+    /// has requested a notification. Also, either this gate was empty for an instant, or services are in flight in it.
     pub(crate) idle: bool,
     /// The caller must record that this gate has drained.
     pub(crate) drained: bool,
 }
 
-/// The gate's word immediately before a task left, and the number that `leave` subtracted from the word.
+/// The gate's word immediately before a task left, and the number that was subtracted from the word.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PreviousWord {
     word: usize,
@@ -179,8 +184,8 @@ impl Gate {
 
     /// Counts one more task, unless the gate has drained or is full (invariants S1 and S4).
     ///
-    /// Relaxed is enough because this function makes no other write visible. The Release in `leave` makes the writes of the task
-    /// visible.
+    /// A thread that reads the new count does not rely on earlier writes of this thread, so Relaxed is enough. When the task leaves,
+    /// the Release in `leave` makes the writes of the task visible.
     #[inline]
     pub(crate) fn enter(&self) -> Result<(), Refused> {
         if usize::BITS < 64 {
@@ -190,7 +195,7 @@ impl Gate {
         if before & DRAINED == 0 && !flips_top_bit(before) { Ok(()) } else { self.finish_entry(before) }
     }
 
-    /// Counts one more task. Unlike `enter`, this function writes nothing if the gate refuses the task.
+    /// Counts one more task. Unlike `enter`, this function does not write to the word if the gate refuses the task.
     ///
     /// Callers use this function if the gate is likely to refuse the task. On targets with fewer than 64 bits, `enter` always calls
     /// this function, because the in-flight count has fewer bits and can become full.
@@ -217,8 +222,10 @@ impl Gate {
         self.enter_if(permit.added(), |word| Snapshot(word).permits() < limit && word & PERMIT == 0)
     }
 
-    /// Counts one more task if fewer than `limit` tasks hold permits. The task holds a permit. The caller holds the lock of the
-    /// wait queue. The caller chooses `limit` and the task so that the task overtakes no waiter.
+    /// Counts one more task if fewer than `limit` tasks hold permits. The task holds a permit.
+    ///
+    /// The caller must hold the lock of the wait queue, and must ensure that the task overtakes no waiter. Either the task is the
+    /// first waiter of the queue, or the caller has subtracted the number of waiters from `limit`.
     pub(crate) fn enter_in_turn(&self, limit: usize, permit: Permit) -> Result<(), Refused> {
         self.enter_if(permit.added(), |word| Snapshot(word).permits() < limit)
     }
@@ -231,8 +238,8 @@ impl Gate {
 
     /// Adds `added` to the gate's word if the gate has not drained and `has_space` returns true for the current word.
     ///
-    /// Relaxed is enough because this function makes no other write visible. The Release in `leave` makes the writes of the task
-    /// visible.
+    /// A thread that reads the new word does not rely on earlier writes of this thread, so Relaxed is enough. When the task leaves,
+    /// the Release in `leave` makes the writes of the task visible.
     fn enter_if(&self, added: usize, has_space: impl Fn(usize) -> bool) -> Result<(), Refused> {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
@@ -256,63 +263,66 @@ impl Gate {
 
     /// Counts a flip of the top bit of the accepted count.
     ///
-    /// Release pairs with the Acquire in `wraps`: a thread that sees the counted flip also sees the task that flipped the bit.
-    /// `RegistryState::is_idle` relies on this pair when it takes its second snapshot.
+    /// Release pairs with the Acquire in `wraps`: a thread that sees the counted flip also sees the task that flipped the bit. If
+    /// `RegistryState::is_idle` has read the counted flip, its next snapshots therefore contain this task.
     fn count_wrap(&self) {
         self.wraps.fetch_add(1, Ordering::Release);
     }
 
-    /// Counts one task as ended, and another task as started in its place. The in-flight count does not change.
+    /// Counts one more accepted task, but does not change the in-flight count, because the new task replaces a task that has ended.
+    /// For example, the next run of a service replaces the previous run.
     ///
     /// The ordering is Release, as in `leave`. A thread that sees the new task also sees everything that the ended task did, and
-    /// sees that the outcome of the ended task was counted.
+    /// the counted outcome of the ended task.
     pub(crate) fn enter_again(&self) {
         if flips_top_bit(self.word.fetch_add(ACCEPTED_ONE, Ordering::Release)) {
             self.count_wrap();
         }
     }
 
-    /// Counts a task in flight as a service. A registry is idle even if services are in flight. Returns whether the caller must
-    /// notify the waiters for idleness.
+    /// Counts a task in flight as a service. From now on, the waiters for idleness do not wait for this task. Returns whether the
+    /// caller must notify these waiters.
     ///
     /// The first Release pairs with the Acquire in `services`. The second operation, on `word`, can race with a waiter that calls
-    /// `request_idle`. If this operation comes before the request, its Release pairs with the Acquire of the waiter's next `snapshot`, so
-    /// the waiter sees the service. If this operation comes after the request, it finds `IDLE` set, and the caller notifies the waiter.
+    /// `request_idle`. If the operation on `word` comes before the request, its Release pairs with the Acquire of the waiter's next
+    /// `snapshot`, so the waiter sees the service. If the operation on `word` comes after the request, it finds `IDLE` set, and the
+    /// caller notifies the waiter.
     pub(crate) fn begin_service(&self) -> bool {
         self.services.fetch_add(SERVICE_CHANGE + 1, Ordering::Release);
         self.word.fetch_and(!IDLE, Ordering::Release) & IDLE != 0
     }
 
-    /// Stops counting a task as a service. The task is still in flight. When it leaves the gate, it notifies the waiters for
-    /// idleness as any other task does.
+    /// Stops counting a task as a service. The task is still in flight. When the task leaves the gate, it notifies the waiters for
+    /// idleness, as any other task does.
     ///
-    /// Relaxed is enough. The operation continues the release sequence of each earlier `begin_service`, so a thread that reads this
-    /// value also sees the start of each counted service. A thread that sees the task leave the gate also sees this operation.
+    /// Relaxed is enough for two reasons. First, this operation continues the release sequence of each earlier `begin_service`, so
+    /// a thread that reads the new value also sees the start of each counted service. Second, a thread that sees the task leave the
+    /// gate also sees this operation.
     pub(crate) fn end_service(&self) {
         self.services.fetch_add(SERVICE_CHANGE - 1, Ordering::Relaxed);
     }
 
     /// Returns the number of services in flight, and a word that changes each time that this number changes.
     ///
-    /// Acquire pairs with the Release in `begin_service`. Therefore the caller's next snapshots include the start of each counted
-    /// service.
+    /// Acquire pairs with the Release in `begin_service`. Therefore the caller's next snapshots contain each counted service as a
+    /// task in flight or as a task that has left.
     pub(crate) fn services(&self) -> (usize, usize) {
         let word = self.services.load(Ordering::Acquire);
         (word % SERVICE_CHANGE, word)
     }
 
-    /// Subtracts one task from the in-flight count. Returns `Some` if a waiter may need a notification or the gate is closed. The
-    /// caller must pass the returned word to `depart`.
+    /// Subtracts one task from the in-flight count. Returns `Some` if the gate is closed or a waiter may need a notification. The
+    /// caller must then pass the returned word to `depart`.
     ///
-    /// Release pairs with the Acquire in `drain` and in `snapshot`. If one of these functions shows a thread that a task has left,
-    /// the thread also sees everything that the task did. This includes the task's destructor and the counted outcome of the task
-    /// (invariants S2 and S3).
+    /// Release pairs with the Acquire in `drain` and in `snapshot`. A thread that learns from one of these functions that a task
+    /// has left also sees everything that the task did. This includes the task's destructors and its counted outcome (invariants S2
+    /// and S3).
     #[inline]
     pub(crate) fn leave(&self) -> Option<PreviousWord> {
         self.leave_by(ONE)
     }
 
-    /// Subtracts a task that entered through `enter_without_permit`. In all other respects, this function works like `leave`.
+    /// Does the same as `leave`, for a task that entered through `enter_without_permit`.
     pub(crate) fn leave_without_permit(&self) -> Option<PreviousWord> {
         self.leave_by(WITHOUT_PERMIT_ONE)
     }
@@ -328,9 +338,9 @@ impl Gate {
     /// returned.
     pub(crate) fn depart(&self, PreviousWord { word: before, one }: PreviousWord) -> Departure {
         let last = before & COUNT == one;
-        // While services are in flight, each task that leaves notifies the waiters, and the waiters compare the counts. Acquire
-        // pairs with the Release in `begin_service`: this thread sees each service that started before a waiter requested the
-        // notification.
+        // While services are in flight, each task that leaves notifies the waiters for idleness, and the waiters compare the
+        // counts. Acquire pairs with the Release in `begin_service`: this thread sees each service that started before a waiter
+        // requested the notification.
         let may_be_idle = || {
             last || {
                 self.word.load(Ordering::Acquire);
@@ -343,8 +353,8 @@ impl Gate {
             drained: last && before & CLOSED != 0 && self.drain(),
         };
         if departure.idle {
-            // Clear `IDLE` before the caller notifies the waiters. A waiter that arrives after this operation sets `IDLE` again.
-            // The notification reaches all waiters that arrived before this operation.
+            // `IDLE` must be cleared before the caller notifies the waiters. The notification then reaches all waiters that
+            // requested it before `IDLE` was cleared. Each later waiter sets `IDLE` again.
             self.word.fetch_and(!IDLE, Ordering::Relaxed);
         }
         departure
@@ -352,12 +362,13 @@ impl Gate {
 
     /// Closes the gate. Returns whether this call set `DRAINED`. Between two calls to `reopen`, exactly one thread sets `DRAINED`.
     ///
-    /// Release pairs with the Acquire in `drain`. An earlier registry may have used the state that contains this gate. A task of the
-    /// earlier registry can call `drain` late, and drain the gate of the current registry before this call drains it. In this case, the
-    /// thread of that task must see the state as the current registry prepared it. If this call drains the gate itself, no other thread
-    /// can drain it, so the compare-and-swap needs no Release. Its Acquire has the same purpose as in `drain`.
+    /// Release pairs with the Acquire in `drain`. An earlier registry may have used the state that contains this gate, and a thread
+    /// of the earlier registry may be late in its call to `drain`. This thread can then drain the gate of the current registry
+    /// before this call does. In this case, the thread must see the state as the current registry prepared it. If this call drains
+    /// the gate itself, no other thread drains the gate, so the compare-and-swap needs no Release. Its Acquire has the same purpose
+    /// as in `drain`.
     pub(crate) fn close(&self) -> bool {
-        // Most gates are empty at this point. One operation closes and drains an empty gate.
+        // Most gates are empty when they are closed. For an empty gate, one operation both closes and drains the gate.
         let word = self.word.load(Ordering::Relaxed);
         let close = |next| self.word.compare_exchange(word, next, Ordering::Acquire, Ordering::Relaxed).is_ok();
         (word & (COUNT | CLOSED) == 0 && close(word | CLOSED | DRAINED))
@@ -380,20 +391,23 @@ impl Gate {
     }
 
     /// Requests a notification for the tasks and threads that wait until the registry is idle. When the last task in flight leaves
-    /// the gate, it notifies these waiters. While services are in flight, the next task that leaves or the next service that starts
-    /// notifies them.
+    /// the gate, it notifies these waiters. While services are in flight, the next task that leaves notifies the waiters, and so
+    /// does the next service that starts.
     ///
     /// The word has one modification order. A task that leaves after the request in this order finds `IDLE` set. If a task leaves
     /// before the request, the waiter's next snapshot shows that the task has left.
     ///
-    /// Relaxed is enough. The request continues the release sequence of an earlier `begin_service`, and the waiter's next snapshot
-    /// reads the request or a later value with Acquire. Therefore the waiter sees the service.
+    /// Relaxed is enough, although a service may have started before the request. The request and the counts of the gate are in one
+    /// atomic word. After the request, the waiter calls `snapshot`, which loads this word with Acquire. The load returns the value
+    /// that the request has written, or a later value. Each of these values belongs to the release sequence that the
+    /// service's `begin_service` has started, so the load pairs with the Release in `begin_service`. Therefore the waiter sees the
+    /// service.
     pub(crate) fn request_idle(&self) {
         self.word.fetch_or(IDLE, Ordering::Relaxed);
     }
 
-    /// After this call, each task that releases a permit wakes the first waiter of the wait queue, and `enter_below` refuses new
-    /// tasks.
+    /// Sets the bit `PERMIT`. After this call, each task that releases a permit wakes the first waiter of the wait queue, and
+    /// `enter_below` refuses new tasks.
     ///
     /// Relaxed is enough because the word has one modification order. A task that leaves after the request in this order finds `PERMIT`
     /// set. If a task leaves before the request, the next call to `enter_in_turn` finds the released permit. All changes of `PERMIT`
@@ -402,7 +416,7 @@ impl Gate {
         self.word.fetch_or(PERMIT, Ordering::Relaxed);
     }
 
-    /// After this call, a task that releases a permit no longer wakes a waiter of the wait queue.
+    /// Clears the bit `PERMIT`. After this call, a task that releases a permit no longer wakes a waiter of the wait queue.
     ///
     /// Relaxed is enough because the callers of this function and of `request_permit` hold the lock of the wait queue.
     pub(crate) fn cancel_permit_request(&self) {
@@ -429,8 +443,8 @@ impl Gate {
     /// Returns the number of accepted tasks, and the snapshot from which this function computes the number. The number is never too
     /// high.
     ///
-    /// The snapshot can contain a flip of the top bit that `wraps` does not count yet. In this case, the lowest bit of `wraps`
-    /// differs from the top bit of the snapshot, and this function adds the missing flip.
+    /// The top bit of the snapshot may have flipped although `wraps` does not count this flip yet. In this case, the lowest bit of
+    /// `wraps` differs from the top bit of the snapshot, and this function adds the missing flip.
     pub(crate) fn accepted(&self) -> (u64, Snapshot) {
         let mut wraps = self.wraps();
         let snapshot = loop {
@@ -447,11 +461,11 @@ impl Gate {
 
     /// Opens a drained gate for the next registry that uses the pooled state.
     ///
-    /// Relaxed is enough because the mutex of the pool orders the registries: the previous registry returns the state before the
-    /// next registry takes the state.
+    /// Relaxed is enough because of the mutex of the pool: the previous registry puts the state back under this mutex, and the next
+    /// registry takes the state under it.
     ///
-    /// However, a thread of the previous registry may still be in `depart` and clear `IDLE` with a `fetch_and`. The function `reset`
-    /// allows this race.
+    /// However, a thread of the previous registry may still be in `depart`, and may clear `IDLE` with a `fetch_and` at the same
+    /// time. The function `reset` allows this race.
     pub(crate) fn reopen(&self) {
         reset(&self.word);
         self.wraps.store(0, Ordering::Relaxed);

@@ -1,9 +1,9 @@
-//! A join cell connects one task with the task's handle. The cell passes the output of the task to the handle, and an abort from
-//! the handle to the task.
+//! A join cell connects one task with the task's handle. Through the cell, the handle receives the output of the task, and the task
+//! learns that the handle has aborted it.
 //!
-//! When the task ends, one critical section stores the output and subtracts the task from the in-flight count. Therefore a caller
-//! that has the output finds that the task is no longer in flight. For the same reason, a caller that has seen the end of the drain
-//! finds the output (invariant S11). No user code runs while the lock is held (invariant S7).
+//! When the task ends, the cell stores the output, and the task is subtracted from the in-flight count. Both steps happen under the
+//! same lock. Therefore, when a caller has the output, the task is no longer in flight. And when a caller has seen the end of the
+//! drain, the output is available (invariant S11). No user code runs while the lock is held (invariant S7).
 
 use crate::platform::{AtomicBool, Mutex, Ordering, UnmodelledAtomicUsize, drop_quietly, wake};
 use core::mem::replace;
@@ -11,8 +11,8 @@ use core::task::Waker;
 
 pub(crate) struct JoinCell<T> {
     is_aborted: AtomicBool,
-    /// Whether the output was stored. The function `end` sets this flag under the lock, after the task has stopped counting as in
-    /// flight.
+    /// Whether the output was stored. The function `end` sets this flag under the lock, after the task was subtracted from the
+    /// in-flight count.
     has_ended: AtomicBool,
     /// Whether the task has stored a waker. Only the task reads and writes this word, so the accesses need no ordering.
     has_waker: UnmodelledAtomicUsize,
@@ -56,8 +56,8 @@ impl<T> JoinCell<T> {
     /// Aborts the task at its next await point, or before its first poll.
     ///
     /// Relaxed is enough because this function sets the flag before it takes the lock. If [`store_waker`](Self::store_waker) takes
-    /// the lock later, the next call to `is_aborted` sees the flag. If `store_waker` takes the lock first, this function finds the
-    /// stored waker and calls it (invariant L3).
+    /// the lock after this function, the next call to `is_aborted` sees the flag. If `store_waker` takes the lock first, this
+    /// function finds the stored waker and calls it (invariant L3).
     pub(crate) fn abort(&self) {
         self.is_aborted.store(true, Ordering::Relaxed);
         wake(self.shared.with(|shared| shared.task.take()));
@@ -78,7 +78,8 @@ impl<T> JoinCell<T> {
         }
     }
 
-    /// Drops the waker that the task has stored for an abort. Callers call this function after the task has ended.
+    /// Drops the task's waker. The task has stored it so that an abort through the handle can wake the task. The caller must call
+    /// this function after the task has ended.
     #[inline]
     pub(crate) fn drop_waker(&self) {
         if self.has_waker.load(Ordering::Relaxed) != 0 {
@@ -86,11 +87,12 @@ impl<T> JoinCell<T> {
         }
     }
 
-    /// Stores the output of the task. Then calls the closure `release`, which stops counting the task as in flight. This function
-    /// holds the lock during both steps. Returns the value of the closure, and the waker of the future that awaits the handle.
+    /// Stores the output of the task. Then calls the closure `release`, which subtracts the task from the in-flight count. This
+    /// function holds the lock during both steps. Returns the value that the closure has returned, and the waker of the future that
+    /// awaits the handle.
     ///
-    /// If the handle was dropped, returns the output and does not call the closure. In this case, the caller must drop the output
-    /// before it stops counting the task (invariant S2).
+    /// If the handle was dropped, returns the output and does not call the closure. In this case, the caller must first drop the
+    /// output, and then subtract the task from the in-flight count (invariant S2).
     #[expect(clippy::inline_always, reason = "measured: the results are then not copied through memory")]
     #[inline(always)]
     pub(crate) fn end<R>(&self, output: T, release: impl FnOnce() -> R) -> Result<(R, Option<Waker>), T> {
@@ -115,8 +117,8 @@ impl<T> JoinCell<T> {
         is_running
     }
 
-    /// Returns whether the task has ended. The result `false` can be outdated, because this function does not take the lock.
-    /// [`is_finished`](Self::is_finished) takes the lock and returns the current state.
+    /// Returns whether the task has ended. This function does not take the lock, so it can return `false` although the task has
+    /// just ended. [`is_finished`](Self::is_finished) takes the lock and returns the current state.
     ///
     /// Relaxed is enough because a caller that sees the flag takes the output under the lock (invariant S2).
     #[inline]
@@ -143,9 +145,9 @@ impl<T> JoinCell<T> {
         self.on_drop.store(ABORT, Ordering::Relaxed);
     }
 
-    /// Performs the actions that the drop of the handle requires. If [`abort_on_drop`](Self::abort_on_drop) was called and the
-    /// output was not taken, first calls the closure `abort`. If the task has ended, drops the output. If the task is still in
-    /// flight, the output is dropped when the task ends.
+    /// Detaches the handle from the task when the handle is dropped. If [`abort_on_drop`](Self::abort_on_drop) was called and the
+    /// handle has not taken the output, first calls the closure `abort`. If the task has ended, drops the output. If the task is
+    /// still in flight, the task's thread drops the output when the task ends.
     pub(crate) fn drop_handle(&self, abort: impl FnOnce()) {
         let on_drop = self.on_drop.load(Ordering::Relaxed);
         if on_drop == ABORT {

@@ -1,12 +1,12 @@
 //! A notifier wakes the tasks and threads that wait until the registry has drained or is idle.
 //!
-//! An `Event` calls the wakers of its listeners while it holds its own lock. The user's wakers must not run under that lock.
-//! Therefore each waiter registers a [`DeferredWaker`] with the event instead of the user's waker. When the event
-//! calls a deferred waker, the deferred waker adds itself to the list `called` and does nothing else.
+//! The notifier contains an `Event` of the crate event-listener. An `Event` calls the wakers of its listeners while it holds its
+//! own lock, but the user's wakers must not run under that lock. Therefore each waiter registers a [`DeferredWaker`] with the event
+//! instead of the user's waker. When the event calls a deferred waker, the deferred waker only adds itself to the list `called`.
 //!
-//! Two operations can make the event call deferred wakers: a notification, and the drop of a listener. The drop of a notified
-//! listener passes the notification on to another listener. After each of these operations, the thread that performed the operation
-//! empties the list and calls the users' wakers. The thread holds no lock during these calls (invariant S7).
+//! Two operations can make the event call deferred wakers: a notification, and the drop of a listener. (If a notified listener is
+//! dropped, the event notifies another listener instead.) After each of these operations, the same thread empties the list and
+//! calls the users' wakers. The thread holds no lock during these calls (invariant S7).
 
 use crate::platform::{Arc, Event, Mutex, const_unless_loom, ignore_panic, wake, wake_with};
 use alloc::vec::Vec;
@@ -30,8 +30,8 @@ impl Notifier {
 
     /// Notifies all current listeners. Each notified waiter checks its condition again.
     pub(crate) fn notify(&self) {
-        // If the event has notified no listener, it has called no deferred waker. This check saves one lock for each child registry
-        // during a shutdown.
+        // If the event has notified no listener, it has called no deferred waker. During a shutdown, this check saves one lock for
+        // each child registry that has no waiters.
         if self.event.notify(usize::MAX) != 0 {
             self.wake_deferred();
         }
@@ -53,8 +53,8 @@ impl Notifier {
     }
 }
 
-/// Stores a user's waker until no lock is held. Each waiter registers this type with the event, so the event itself never calls a
-/// user's waker.
+/// Stores a user's waker, and delays the call of this waker until no lock is held. Each waiter registers a value of this type with
+/// the event, so the event itself never calls a user's waker.
 struct DeferredWaker {
     notifier: &'static Notifier,
     waker: Mutex<Option<Waker>>,
@@ -81,11 +81,11 @@ impl Waiter {
         Self { notifier, listening: None, has_resolved: false }
     }
 
-    /// Calls the closure `condition`. If `condition` returns a value, this function returns that value. If `condition` returns
-    /// `None`, this function registers the waker in `cx`.
+    /// Calls the closure `condition`. If `condition` returns a value, this function returns the value. If `condition` returns
+    /// `None`, this function registers the waker of `cx` and returns `Pending`.
     ///
-    /// After a new registration, this function calls `condition` again, because the event may have occurred before the
-    /// registration. Therefore the waiter misses no notification (invariant L2).
+    /// After a new registration, this function calls `condition` again. The reason is that the notification may have come before
+    /// the registration. Therefore the waiter misses no notification (invariant L2).
     pub(crate) fn poll<T>(&mut self, cx: &mut Context<'_>, condition: impl Fn() -> Option<T>) -> Poll<T> {
         loop {
             if let Some(value) = condition() {

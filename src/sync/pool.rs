@@ -1,5 +1,5 @@
-//! Stores leaked values and reuses them. A pool never frees a value, and creates a new value only if it has no free value.
-//! Therefore the number of created values never exceeds the largest number of values that were in use simultaneously.
+//! Stores leaked values until they are used again. A pool never frees a value, and creates a new value only if the pool is empty.
+//! Therefore the number of created values never exceeds the largest number of values that were in use at the same time.
 
 use crate::platform::{CachePadded, Mutex, Once, const_unless_loom, pool_count};
 use alloc::{boxed::Box, vec::Vec};
@@ -8,7 +8,7 @@ pub(crate) struct Pool<T: 'static>(Mutex<Free<T>>);
 
 struct Free<T: 'static> {
     items: Vec<&'static T>,
-    /// The number of items that the pool has created. Only loom models read this number.
+    /// The number of items that the pool has created. Only loom models read this number, at the end of a run.
     made: usize,
 }
 

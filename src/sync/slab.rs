@@ -1,5 +1,5 @@
-//! A list in which each value keeps its key until it is removed. The wait list and the list of children each protect such a list
-//! with a lock.
+//! A list in which each value keeps its key until the value is removed. The wait list and the list of children each contain such a
+//! list, under their own lock.
 
 use alloc::vec::Vec;
 use core::mem::replace;
@@ -8,7 +8,7 @@ use core::mem::replace;
 pub(crate) type Key = usize;
 
 pub(super) struct Slab<T> {
-    /// Each entry contains a value. A free entry contains the key of the next free entry instead.
+    /// An occupied entry contains a value. A free entry contains the key of the next free entry.
     entries: Vec<Result<T, Key>>,
     /// The key of the first free entry. If all entries are occupied, `free_head` is the number of entries.
     free_head: Key,
@@ -35,8 +35,8 @@ impl<T> Slab<T> {
         key
     }
 
-    /// Adds a free entry. Leaves `margin` entries unused at both ends of the list's memory, to keep two lists on separate cache
-    /// lines. Threads that write to the same cache line would slow each other down (invariant H2).
+    /// Adds a free entry. Leaves `margin` entries unused at both ends of the list's memory, so that the used entries of two lists
+    /// are on separate cache lines. Threads that write to the same cache line would slow each other down (invariant H2).
     #[cold]
     fn grow(&mut self, margin: usize) {
         let len = self.entries.len().max(margin);

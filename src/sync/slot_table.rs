@@ -2,15 +2,16 @@
 //!
 //! A task gets a slot in six cases:
 //!
-//! - The task has a name that observers receive or that the cause of a shutdown can contain.
-//! - The task is critical: if it is lost, the shutdown starts.
-//! - The registry is inspected: it can list and abort its tasks.
-//! - The task holds no permit in a registry with a limit.
-//! - The task holds a permit of an ancestor.
+//! - The task has a name, and the registry may report this name: it has observers, or a loss can start its shutdown.
+//! - The task is critical: the loss of this task starts the shutdown.
+//! - The registry is inspected: the program can list and abort its tasks.
+//! - The registry has a limit, but the task holds no permit.
+//! - The task belongs to a child registry, and holds a permit of an ancestor.
 //! - The task is a guard, and its thread was already panicking when it took the guard.
 //!
 //! Each of these tasks occupies one slot while it is in flight. The table never frees the memory of a slot, but reuses the slot for
-//! a later task. Therefore the table never has many more slots than the largest number of tasks that occupied slots simultaneously.
+//! a later task. The number of slots therefore never grows far beyond the largest number of tasks that occupied slots at the same
+//! time.
 //!
 //! ```text
 //! SlotTable, one mutex   rows: one task in each        free ─▶ slot ─▶ slot          `insert` takes from this list
@@ -18,13 +19,13 @@
 //! ```
 //!
 //! A task often starts on one thread and ends on another thread. If both threads locked the table, they would often have to wait
-//! for the lock. Therefore a task does not lock the table to free its slot. When a task ends, it locks the table only to report its
-//! loss, or to report its completion to an observer that observes every task. To free the slot, the task's token clears `is_live`
-//! in the slot and pushes the slot on the stack [`FreedSlots`]. The table never pops a single slot, but takes the whole stack in
-//! one atomic operation. This avoids the ABA problem.
+//! for each other. Therefore a task does not lock the table to free its slot. Instead, the task's token clears `is_live` in the
+//! slot and pushes the slot on the stack [`FreedSlots`]. The table never pops a single slot, but takes the whole stack in one
+//! atomic operation. This avoids the ABA problem. When a task ends, it locks the table only to report its loss, or to report its
+//! completion to an observer that observes every task.
 //!
-//! The [`Slot`] also stores the abort state, and the waker that an abort calls. The polls of the task read these fields without the
-//! lock of the table.
+//! Each slot has two parts. The `Row` describes the task, and the lock of the table protects it. The [`Slot`] stores the abort
+//! state, and the waker that an abort calls. The polls of the task read the `Slot` without the lock of the table.
 
 use crate::platform::{
     AtomicBool, AtomicUsize, HAS_CLOCK, Mutex, Ordering, SLOTS_PER_CHUNK, UnmodelledAtomicUsize, const_unless_loom, drop_quietly,
@@ -40,22 +41,23 @@ pub(crate) struct SlotTable<O: 'static>(Mutex<Rows<O>>);
 #[expect(clippy::vec_box, reason = "growth must not move the rows while the table is locked")]
 struct Rows<O: 'static> {
     chunks: Vec<Box<[Row<O>; SLOTS_PER_CHUNK]>>,
-    /// One more than the index of the first free row, because `NONE` is 0. If the free list is empty, this field is `NONE`.
+    /// The start of the free list, which links the free rows. This field is one more than the index of the first free row, because
+    /// 0 means that there is no free row ([`NONE`]).
     free: usize,
 }
 
-/// This value represents no row. Every other value is one more than the index of a row.
+/// Every link to a row is one more than the index of the row. This value means that there is no row.
 const NONE: usize = 0;
 
-/// A stack of the slots that were freed since the last call to `take_all`. Only `push` and `take_all` write this word.
+/// A stack of the slots that were freed since the last call to `take_all`. This word is the link to the first row of the stack.
 pub(crate) struct FreedSlots(AtomicUsize);
 
 struct Row<O: 'static> {
     target: &'static TokenTarget<O>,
     slot: &'static Slot,
-    /// The task that occupied this row most recently. `Slot::is_live` says whether this task is still in flight.
+    /// The task that occupied this slot most recently. `Slot::is_live` says whether this task is still in flight.
     task: Option<Occupant>,
-    /// The number of tasks that have occupied this row, modulo 2³².
+    /// The number of tasks that have occupied this slot, modulo 2³².
     generation: u32,
 }
 
@@ -68,7 +70,7 @@ struct Occupant {
     abort_requested: bool,
 }
 
-/// A task's token refers to this data: the owner that counts the task, and the task's slot if the task has a slot.
+/// The data that a task's token refers to: the shard that counts the task, and the task's slot if the task has a slot.
 pub(crate) struct TokenTarget<O: 'static> {
     pub(crate) owner: &'static O,
     pub(crate) slot: Option<&'static Slot>,
@@ -78,7 +80,7 @@ pub(crate) struct Slot {
     row: usize,
     /// Identifies this slot in the program; see [`next_number`].
     number: u32,
-    /// Whether the task is in flight. The table sets this flag under its lock, and the task's token clears this flag.
+    /// Whether the task is in flight. The table sets this flag under its lock. The task's token clears the flag without the lock.
     is_live: AtomicBool,
     /// One of the values [`NOT_ABORTABLE`], [`ABORTABLE`] and [`ABORTED`]. The table writes this word before the task starts. After
     /// the task has started, this word changes at most once, from `ABORTABLE` to one of the other values.
@@ -87,7 +89,7 @@ pub(crate) struct Slot {
     permit: AtomicUsize,
     /// Whether a waker was stored. Only the task itself reads and writes this flag.
     has_waker: AtomicBool,
-    /// One more than the index of the next row in the free list or in the stack, or `NONE` if there is no next row.
+    /// The link to the next row in the free list or in the stack, or [`NONE`] if there is no next row.
     next: AtomicUsize,
     waker: Mutex<Option<Waker>>,
 }
@@ -101,7 +103,7 @@ const ABORTED: usize = 2;
 const WITHOUT: usize = PermitKind::Without as usize;
 const OF_ANCESTOR: usize = PermitKind::OfAncestor as usize;
 
-/// Says which permit the task in a slot holds. The kind of permit decides how the task must leave the gate.
+/// Says which permit the task in a slot holds. A task must leave its gate in a different way for each kind of permit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PermitKind {
     /// The registry has no limit, or the task holds a permit of the registry's own gate.
@@ -137,7 +139,7 @@ impl FreedSlots {
         }
     }
 
-    /// Takes the whole stack. Returns one more than the index of the stack's first row, or `NONE` if the stack is empty.
+    /// Takes the whole stack. Returns the link to the stack's first row, or `NONE` if the stack is empty.
     ///
     /// Acquire pairs with the Release in `push`: the caller sees everything that the ended tasks did.
     fn take_all(&self) -> usize {
@@ -152,11 +154,12 @@ impl<O> SlotTable<O> {
         }
     }
 
-    /// Assigns a slot to a task. If the task is inspected and abortable, and the closure `is_aborting` returns true, the task is
-    /// aborted before its first poll.
+    /// Assigns a slot to a task. The closure `is_aborting` returns whether `or_abort` has already aborted the tasks of the
+    /// registry. If it returns true, the new task is aborted before its first poll, unless the task is not inspected or not
+    /// abortable.
     ///
-    /// This function calls the closure under the lock of the table. If `or_abort` has already aborted the tasks, the closure
-    /// returns true. If `or_abort` aborts the tasks later, it finds this task in the table (invariant L3).
+    /// This function calls the closure under the lock of the table. If `or_abort` aborts the tasks after this call, it finds this
+    /// task in the table (invariant L3).
     pub(crate) fn insert(
         &self,
         freed: &FreedSlots,
@@ -172,8 +175,8 @@ impl<O> SlotTable<O> {
             let abort_requested = is_inspected && is_aborting();
             row.generation = row.generation.wrapping_add(1);
             row.task = Some(Occupant { info, started, abort_requested });
-            // Relaxed is enough: other threads read these words under the table's lock, and the spawner makes the words visible to
-            // the task's thread.
+            // Relaxed is enough: other threads read these words under the table's lock. The spawner passes the task to its thread,
+            // which makes the words visible to this thread.
             let slot = row.slot;
             let abort_state = match abort_requested {
                 _ if !is_inspected || !info.kind.is_abortable() => NOT_ABORTABLE,
@@ -187,14 +190,15 @@ impl<O> SlotTable<O> {
         })
     }
 
-    /// Returns the description of the task in a slot. Callers ensure that the task is in flight, so it still occupies the row.
+    /// Returns the description of the task in a slot. The caller must ensure that the task is in flight, so that the row still
+    /// describes this task.
     pub(crate) fn info(&self, slot: &'static Slot) -> Option<TaskInfo> {
         let now = now();
         self.0.with(|rows| rows.row(slot.row).info(now))
     }
 
-    /// Returns the `SpawnInfo` that was passed to [`insert`](Self::insert) for the task in a slot. Callers ensure that the task is
-    /// in flight.
+    /// Returns the `SpawnInfo` that was passed to [`insert`](Self::insert) for the task in a slot. The caller must ensure that the
+    /// task is in flight.
     pub(crate) fn spawn_info(&self, slot: &'static Slot) -> Option<SpawnInfo> {
         self.0.with(|rows| rows.row(slot.row).task.map(|task| task.info))
     }
@@ -212,7 +216,8 @@ impl<O> SlotTable<O> {
     pub(crate) fn abort(&self, id: Option<TaskId>, mut found: impl FnMut(bool)) {
         let mut aborted = Vec::new();
         self.0.with(|rows| {
-            // An abort of all tasks skips child registries, because their tasks are in the tables of the child registries.
+            // An abort of all tasks skips the entries of child registries. The tasks of a child are in the child's own table, and
+            // the caller aborts them there.
             let is_meant = |row: &&mut Row<O>| row.is_live() && id.map_or_else(|| !row.is_child(), |id| id == row.id());
             for row in rows.iter_mut().filter(is_meant) {
                 let Some(is_aborted) = row.abort() else { continue };
@@ -229,7 +234,8 @@ impl<O> SlotTable<O> {
         }
     }
 
-    /// Returns the ID of the task in a slot, or `None` if the task is not inspected. Callers ensure that the task is in flight.
+    /// Returns the ID of the task in a slot, or `None` if the task is not inspected. The caller must ensure that the task is in
+    /// flight.
     pub(crate) fn id(&self, slot: &'static Slot) -> Option<TaskId> {
         self.0.with(|rows| {
             let row = rows.row(slot.row);
@@ -259,8 +265,8 @@ impl<O> Rows<O> {
         self.chunks.iter_mut().flat_map(|chunk| chunk.iter_mut())
     }
 
-    /// Takes a row from the free list. If the free list is empty, this function first refills the list with the freed slots. If
-    /// there are no freed slots, this function allocates a new chunk.
+    /// Takes a row from the free list. If the free list is empty, this function first refills the list with the slots that tasks
+    /// have freed. If tasks have freed no slots, it allocates a new chunk.
     fn take_free(&mut self, freed: &FreedSlots, owner: &'static O) -> &mut Row<O> {
         if self.free == NONE {
             self.free = freed.take_all();
@@ -274,8 +280,7 @@ impl<O> Rows<O> {
         self.row(taken)
     }
 
-    /// Adds a chunk of free rows, and links each row to the next row. Returns one more than the index of the first new row, because
-    /// `NONE` is 0.
+    /// Adds a chunk of free rows, and links each row to the next row. Returns the link to the first new row.
     #[cold]
     fn grow(&mut self, owner: &'static O) -> usize {
         let first = self.chunks.len() * SLOTS_PER_CHUNK;
@@ -294,7 +299,7 @@ impl<O> Row<O> {
         Self { target: Box::leak(Box::new(TokenTarget { owner, slot: Some(slot) })), slot, task: None, generation: 0 }
     }
 
-    /// Returns whether the task that occupied this row most recently is still in flight.
+    /// Returns whether the task that occupied this slot most recently is still in flight.
     ///
     /// Acquire pairs with the Release in `FreedSlots::push`: a thread that sees that a task has ended also sees everything that the
     /// task did (invariant S2).
@@ -351,8 +356,8 @@ impl Slot {
     /// (invariant L3).
     ///
     /// Relaxed is enough because an abort writes this word before it locks the mutex of the waker. If
-    /// [`store_waker`](Self::store_waker) locks that mutex later, the next call to `is_aborted` sees the word. If `store_waker`
-    /// locks the mutex first, the abort finds the stored waker and calls it.
+    /// [`store_waker`](Self::store_waker) locks that mutex after the abort, the next call to `is_aborted` sees the abort. If
+    /// `store_waker` locks the mutex first, the abort finds the stored waker and calls it.
     #[inline]
     pub(crate) fn is_aborted(&self) -> bool {
         self.abort_state.load(Ordering::Relaxed) == ABORTED
@@ -365,17 +370,17 @@ impl Slot {
 
     /// Aborts the task. Returns whether this abort or an earlier abort ends the task.
     ///
-    /// Relaxed is enough. If an abort races with the start of a blocking closure, only the modification order of this word decides
-    /// which comes first; see [`disable_abort`](Self::disable_abort).
+    /// Relaxed is enough. If an abort races with the start of a blocking closure, the modification order of this word alone decides
+    /// which of them comes first; see [`disable_abort`](Self::disable_abort).
     fn abort(&self) -> bool {
         let previous = self.abort_state.compare_exchange(ABORTABLE, ABORTED, Ordering::Relaxed, Ordering::Relaxed);
         previous != Err(NOT_ABORTABLE)
     }
 
-    /// Ensures that a later abort does not end the task. Returns whether an earlier abort ends the task.
+    /// Prevents later aborts of the task. Returns true if the task was already aborted.
     ///
-    /// The task of a blocking closure calls this function before the closure starts. Either an abort or this call changes the word
-    /// first. Therefore, if an abort has reported a closure as aborted, this closure never starts (invariant L3).
+    /// The task of a blocking closure calls this function before the closure starts. Either an abort changes the word first, or
+    /// this call does. Therefore, if an abort has reported a closure as aborted, this closure never starts (invariant L3).
     pub(crate) fn disable_abort(&self) -> bool {
         let previous = self.abort_state.compare_exchange(ABORTABLE, NOT_ABORTABLE, Ordering::Relaxed, Ordering::Relaxed);
         previous == Err(ABORTED)
@@ -392,7 +397,8 @@ impl Slot {
         }
     }
 
-    /// Drops the waker that the task has stored for an abort. Only the token of a task that has ended calls this function.
+    /// Drops the task's waker. The task has stored it so that an abort by the registry can wake the task. Only the token of a task
+    /// that has ended calls this function.
     pub(crate) fn drop_waker(&self) {
         if self.has_waker.load(Ordering::Relaxed) {
             self.has_waker.store(false, Ordering::Relaxed);

@@ -1,12 +1,13 @@
 //! A wait list stores the wakers of shutdown signals. Each shard of a registry has one wait list.
 //!
 //! Callers pass a closure `is_live`, which returns true until the shutdown of the signal's registry starts. The wait list calls
-//! `is_live` while it holds its lock, and [`WaitList::wake_all`] takes the same lock after the shutdown has started. Therefore
-//! either `is_live` returns false, or `wake_all` finds the waker that was stored under the lock (invariant L1).
+//! `is_live` and stores the waker under one lock. After the shutdown has started, [`WaitList::wake_all`] takes the same lock.
+//! Therefore either `is_live` returns false, or `wake_all` finds the stored waker (invariant L1).
 //!
-//! After the shutdown has started, the same key may belong to a different signal. Therefore the list uses a key only if `is_live`
-//! returns true. The methods of a waker are user code. Therefore the list holds no lock while it clones, wakes or drops a waker
-//! (invariant S7).
+//! `wake_all` removes all wakers, and a later registry can reuse the list. The key of an old signal may then belong to a signal of
+//! the later registry. Therefore the list uses a key only if `is_live` returns true.
+//!
+//! The methods of a waker are user code. Therefore the list holds no lock while it clones, wakes or drops a waker (invariant S7).
 
 use super::slab::{Key, Slab};
 use crate::platform::{Mutex, const_unless_loom, wake};
@@ -15,7 +16,7 @@ use core::task::{Poll, Waker};
 
 pub(crate) struct WaitList(Mutex<Slab<Waker>>);
 
-/// The number of unused entries before and after the used entries. Eight entries fill two cache lines.
+/// The number of unused entries at each end of a list's memory. Eight entries fill two cache lines.
 pub(crate) const MARGIN: usize = 8;
 
 impl WaitList {
@@ -27,8 +28,8 @@ impl WaitList {
 
     /// Adds a clone of `waker` and returns its key. If the shutdown has started, adds nothing and returns `None`.
     ///
-    /// If the list must grow, the closure `margin` returns the number of unused entries at each end: [`MARGIN`], or 0 for a list
-    /// that must stay small.
+    /// If the list must grow, this function calls the closure `margin`, which returns the number of entries to leave unused at each
+    /// end of the list's memory. This is [`MARGIN`], or 0 for a list that must stay small.
     pub(crate) fn insert(&self, waker: &Waker, margin: impl FnOnce() -> usize, is_live: impl Fn() -> bool) -> Option<Key> {
         let waker = waker.clone();
         self.0.with(|slab| if is_live() { Ok(slab.insert(waker, margin)) } else { Err(waker) }).ok()

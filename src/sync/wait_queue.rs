@@ -1,17 +1,18 @@
-//! A wait queue stores the waiters for permits. A registry with a limit has as many permits as its limit. Each permit allows one
-//! task to be in flight.
+//! A wait queue stores the waiters for permits: the futures of `run_when_ready`. A registry with a limit has as many permits as its
+//! limit. Each permit allows one task to be in flight.
 //!
-//! Each poll of a waiter tries to enter the gate. The poll succeeds if the waiter is the first in the queue and a permit is free. A
-//! task that leaves the gate frees its permit and wakes the first waiter. That waiter takes the permit in its next poll. After a
-//! waiter has entered the gate or was dropped, the queue wakes the next waiter if another permit is free.
+//! Each poll of a waiter tries to enter the gate. The poll succeeds if the waiter is the first in the queue and a permit is free.
+//! When a task leaves the gate, it releases its permit and wakes the first waiter. This waiter takes the permit in its next poll.
+//! When a waiter has entered the gate or was dropped, and another permit is free, the queue wakes the next waiter.
 //!
-//! A task can enter without waiting only if there are more free permits than queued waiters, so it overtakes no waiter (invariant
-//! S10). While the queue is not empty, the gate's `PERMIT` bit is set, and each task that releases a permit calls
-//! [`WaitQueue::wake_first`] (invariant L4).
+//! If `n` waiters are in the queue, the first `n` free permits are reserved for them. A new task can enter without waiting only if
+//! one more permit is free. Therefore a new task overtakes no waiter (invariant S10). While the queue is not empty, the gate's
+//! `PERMIT` bit is set, and each task that releases a permit calls [`WaitQueue::wake_first`] (invariant L4).
 //!
-//! When the shutdown starts, [`WaitQueue::close`] removes the waiters that are not follow-ups. The follow-ups stay in the queue, so
-//! no later task overtakes them. When the registry has drained, `close` also removes the follow-ups, because the registry accepts
-//! no more tasks.
+//! A *follow-up* is a task that continues the work of another task, and that may wait for a permit during the drain; see
+//! `Registry::follow_up`. When the shutdown starts, [`WaitQueue::close`] removes all waiters except the waiters of follow-ups. The waiters
+//! of follow-ups stay in the queue, so no later task overtakes them. When the registry has drained, it accepts no more tasks, so
+//! `close` then removes these waiters too.
 //!
 //! A registry and its descendants can share one limit and one queue. Each waiter stores the registry that owns it, so `close`
 //! removes only the waiters of one registry.
@@ -24,7 +25,7 @@ use alloc::collections::BTreeMap;
 use core::mem::take;
 use core::task::{Poll, Waker};
 
-/// The position of a waiter in the queue. Later waiters have higher tickets.
+/// The position of a waiter in the queue. A waiter that arrives later has a higher ticket.
 pub(crate) type Ticket = u64;
 
 /// Identifies the registry that owns a waiter.
@@ -49,7 +50,7 @@ struct Waiter {
     owner: Owner,
     /// When the queue wakes a waiter, it replaces the waker with `None`. The waiter's next poll stores a new waker.
     waker: Option<Waker>,
-    /// Whether the waiter stays in the queue after the shutdown has started.
+    /// Whether the waiter's task is a follow-up. If so, the waiter stays in the queue after the shutdown has started.
     is_follow_up: bool,
 }
 
@@ -60,14 +61,15 @@ impl WaitQueue {
         }
     }
 
-    /// Tries to enter the gate without waiting. Callers call this function after `enter_below` has returned `Refused::Full`.
-    /// Returns an error if the task would overtake a queued waiter.
+    /// Tries to enter the gate without waiting. Callers call this function after `enter_below` has returned `Refused::Full`. The
+    /// task enters only if the number of free permits is higher than the number of waiters in the queue.
     pub(crate) fn try_enter(&self, LimitedGate { gate, limit, permit }: LimitedGate<'_>) -> Result<(), Refused> {
         self.0.with(|waiters| gate.enter_in_turn(limit.saturating_sub(waiters.queue.len()), permit))
     }
 
     /// Enters the gate if the waiter is the first in the queue and a permit is free. Returns `Ready(None)` if the gate has drained
-    /// or the closure `is_open` returns false. If `is_open` returns false, `close` removes the waiter.
+    /// or the closure `is_open` returns false. If `is_open` returns false, this function does not remove the waiter, because
+    /// `close` does so.
     pub(crate) fn poll_enter(
         &self,
         LimitedGate { gate, limit, permit }: LimitedGate<'_>,
@@ -88,8 +90,8 @@ impl WaitQueue {
             let replaced =
                 waiters.queue.insert(own, Waiter { owner, waker: waker.take(), is_follow_up }).and_then(|waiter| waiter.waker);
             let is_first = waiters.queue.first_key_value().is_some_and(|(first, _)| *first == own);
-            // `request_permit` sets the bit before `enter_in_turn` checks for a free permit. Therefore, if `enter_in_turn` fails,
-            // the first waiter is woken when a permit is released later (invariant L4).
+            // `request_permit` sets the bit `PERMIT` before `enter_in_turn` checks for a free permit. Therefore, if `enter_in_turn`
+            // finds no free permit, the next task that releases a permit wakes the first waiter (invariant L4).
             gate.request_permit();
             let entered = if is_first { gate.enter_in_turn(limit, permit) } else { Err(Refused::Full) };
             if entered == Err(Refused::Full) {
@@ -117,11 +119,11 @@ impl WaitQueue {
         wake(self.0.with(Waiters::take_first));
     }
 
-    /// Removes and wakes the waiters of `owner` that are not follow-ups, because the shutdown has started. If the closure `is_drained`
-    /// returns true, removes and wakes all waiters of `owner`.
+    /// Removes and wakes all waiters of `owner` except the waiters of follow-ups, because the shutdown has started. If the closure
+    /// `is_drained` returns true, this function also removes and wakes the waiters of follow-ups.
     ///
-    /// A removed waiter may have been woken for a free permit. Therefore, if a permit is free, this function wakes the new first
-    /// waiter (invariant L4).
+    /// Perhaps a removed waiter was woken because a permit became free, but has not taken the permit. Therefore, if a permit is
+    /// free, this function wakes the new first waiter (invariant L4).
     pub(crate) fn close(&self, gate: &Gate, limit: usize, owner: Owner, is_drained: impl Fn() -> bool) {
         let (removed, next) = self.0.with(|waiters| {
             let is_drained = is_drained();
@@ -146,7 +148,7 @@ impl Waiters {
         self.queue.remove(&ticket)?.waker
     }
 
-    /// Returns the waker of the new first waiter if a permit is free. Cancels the gate's permit request if the queue is empty.
+    /// Returns the waker of the new first waiter if a permit is free. If the queue is empty, clears the gate's bit `PERMIT`.
     fn waker_after_removal(&mut self, gate: &Gate, limit: usize) -> Option<Waker> {
         if self.queue.is_empty() {
             gate.cancel_permit_request();

@@ -1,8 +1,8 @@
 //! Sends Ctrl-C to a process on Windows.
 //!
-//! Windows has no function that sends Ctrl-C to a single process: all processes of a console receive Ctrl-C. Therefore each process under
-//! test has its own console without a window. When the test requests Ctrl-C, the process raises Ctrl-C in this console. This method also
-//! works under Wine.
+//! Windows has no function that sends Ctrl-C to a single process: all processes of a console receive Ctrl-C. Therefore each process
+//! under test has its own console without a window. When the test requests Ctrl-C over a TCP connection, the process raises Ctrl-C
+//! in its own console. This also works under Wine.
 
 use crate::PATIENCE;
 use std::cell::OnceCell;
@@ -13,7 +13,7 @@ use std::process::Command;
 use std::{env, thread};
 use windows_sys::Win32::System::Console::{CTRL_C_EVENT, GenerateConsoleCtrlEvent};
 
-/// The environment variable that contains the address of the test. The process under test connects to this address.
+/// The environment variable that contains a TCP address on which the test listens. The process under test connects to this address.
 const ADDRESS: &str = "CTRL_C_ADDRESS";
 
 /// A signal that a test sends to a process. On Windows, every signal is Ctrl-C.
@@ -41,7 +41,7 @@ impl CtrlC {
         Self { listener, stream: OnceCell::new() }
     }
 
-    /// Makes the process raise Ctrl-C, and waits until it has done so. Does nothing if the process has ended.
+    /// Makes the process raise Ctrl-C, and waits until the process has raised it. Does nothing if the process has ended.
     pub(crate) fn request(&self) {
         let mut stream = self.stream.get_or_init(|| {
             let (stream, _) = self.listener.accept().unwrap();

@@ -69,7 +69,8 @@ impl Client {
 
     pub fn request(&mut self, method: &str, path: &str, body: &[u8]) -> io::Result<Response> {
         self.head(method, path, &format!("content-length: {}", body.len()))?;
-        // The send may fail, because a server that rejects a body can respond before it has read the whole body.
+        // A server that rejects a body can respond and close the connection before it has read the whole body. The send then fails,
+        // but the response can still be read.
         let sent = self.send(body);
         self.response().or_else(|error| sent.and(Err(error)))
     }
@@ -85,7 +86,7 @@ impl Client {
         self.response().or_else(|error| sent.and(Err(error)))
     }
 
-    /// Sends a POST request without a body on a separate thread. Calls `then` after the response, and also after an error.
+    /// Sends a POST request without a body on a separate thread. Calls `then` after the response or an error.
     pub fn post_then(address: SocketAddr, path: &'static str, then: fn()) {
         thread::spawn(move || {
             let _ = Self::connect(address).and_then(|mut client| client.request("POST", path, b""));
@@ -93,7 +94,7 @@ impl Client {
         });
     }
 
-    /// Sends the headers of a request, and waits until the server requests the body of `len` bytes.
+    /// Sends the headers of a request that announce a body of `len` bytes. Waits until the server responds with `100 Continue`.
     pub fn start_request(&mut self, method: &str, path: &str, len: usize) -> io::Result<()> {
         self.head(method, path, &format!("content-length: {len}\r\nexpect: 100-continue"))?;
         assert_eq!(self.line()?, "HTTP/1.1 100 Continue");

@@ -11,6 +11,8 @@ mod process;
 #[cfg(unix)]
 mod skip;
 #[cfg(unix)]
+mod systemd;
+#[cfg(unix)]
 mod tmpfs;
 
 #[cfg(windows)]
@@ -22,6 +24,8 @@ pub use process::{Ended, Line, PATIENCE, Process, poll_until, poll_until_ok, pol
 #[cfg(unix)]
 pub use process::{Signal, only_child, prefixed, with_open_files};
 #[cfg(unix)]
-pub use skip::{run_or_skip, skip};
+pub use skip::{are_installed, run_or_skip, skip};
+#[cfg(unix)]
+pub use systemd::Systemd;
 #[cfg(unix)]
 pub use tmpfs::Tmpfs;

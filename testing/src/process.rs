@@ -61,8 +61,8 @@ impl Line {
     }
 }
 
-/// A process that a test has started. Dropping this value kills the process. The drop then waits until the children of the process have
-/// closed its outputs too, but at most for [`PATIENCE`].
+/// A process that a test has started. Dropping this value kills the process. Children of the process can inherit its stdout and
+/// stderr. The drop therefore waits until the children have closed them too, for at most [`PATIENCE`].
 #[derive(Debug)]
 pub struct Process {
     child: Child,
@@ -83,7 +83,8 @@ impl Process {
 
     /// Starts a process. Reads stdout and stderr if they are pipes.
     ///
-    /// The process does not inherit ignored termination signals, even if the test runs under `nohup` or in the background of a shell.
+    /// If the test runs under `nohup` or in the background of a shell, the test ignores some termination signals. The started
+    /// process does not inherit this: it receives these signals.
     pub fn spawn(command: &mut Command) -> Self {
         #[cfg(unix)]
         stop_ignoring_signals();
@@ -136,7 +137,7 @@ impl Process {
         self.ctrl_c.request();
     }
 
-    /// Repeats a signal until the process has ended.
+    /// Sends a signal repeatedly until the process has ended.
     #[track_caller]
     pub fn signal_until_exit(&mut self, signal: Signal) {
         poll_until(&"the process continues", || {
@@ -173,7 +174,7 @@ impl Process {
         line.split_once(text).unwrap().1.to_owned()
     }
 
-    /// Waits until `count` lines of the whole output on stdout and stderr contain `text`.
+    /// Waits until `count` lines on stdout and stderr contain `text`. Lines that the test has already read count too.
     #[track_caller]
     pub fn lines(&mut self, text: &str, count: usize) {
         let seen = self.seen.iter().filter(|line| line.text().contains(text)).count();
@@ -275,13 +276,14 @@ fn stop_ignoring_signals() {
 fn forward(from: impl Read + Send + 'static, to: Sender<Line>, line: fn(String) -> Line) {
     thread::spawn(move || {
         for text in BufReader::new(from).lines().map_while(Result::ok) {
-            // Reads on even if nothing receives the lines, because a full pipe would block the process.
+            // Continues to read even if the receiver is dropped, because a full pipe would block the process.
             let _ = to.send(line(text));
         }
     });
 }
 
-/// Returns a command line that starts with `words` and continues with `command`.
+/// Returns a command that runs `words`, with the program and the arguments of `command` as further arguments. The environment and
+/// the folder of `command` stay the same.
 #[cfg(unix)]
 pub fn prefixed(words: &[&str], command: &Command) -> Command {
     let mut longer = Command::new(words[0]);

@@ -34,6 +34,14 @@ pub fn run_or_skip(what: &str, words: &[&str]) -> Option<()> {
     None
 }
 
+/// Returns whether all these programs are installed. If a program is missing, reports the tests of `what` as skipped.
+pub fn are_installed(what: &str, programs: &[&str]) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let is_installed = |program: &&&str| env::split_paths(&path).any(|dir| dir.join(program).exists());
+    let missing = programs.iter().find(|program| !is_installed(program));
+    missing.inspect(|program| skip(what, format_args!("{program} is not installed"))).is_none()
+}
+
 /// Does the same as [`skip`], but receives the values of the environment variables and the stderr as parameters.
 #[track_caller]
 fn report(what: &str, reason: &dyn Display, required: &str, folder: Option<&OsStr>, stderr: &mut dyn Write) {

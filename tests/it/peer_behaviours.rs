@@ -145,6 +145,25 @@ fn shutdown_started_inside_a_waker_drains_once() {
     }
 }
 
+/// Checks invariant S3 for a child. The end of its drain returns its state to a pool.
+#[test]
+fn shutdown_of_a_child_started_inside_a_waker_drains_once() {
+    let root = Registry::new(Manual::default());
+    for kind in KINDS {
+        let child = root.child_with_limit(1);
+        let guard = child.guard().unwrap();
+        let handle = child.clone();
+        poll_with_waker((kind.wait)(&child), move |_| drop(handle.shutdown()));
+        (kind.trigger)(&child, guard);
+        assert!(child.is_drained() && root.in_flight() == 0, "{}", kind.name);
+        drop(child);
+        // If the state was returned two times, it serves both of these children.
+        let (first, second) = (root.child(), root.child());
+        let _guard = first.guard().unwrap();
+        assert_eq!((first.in_flight(), second.in_flight()), (1, 0), "{}", kind.name);
+    }
+}
+
 /// Checks invariant S8: the waker of a signal runs after the shutdown has started, and before the observers receive the start.
 #[test]
 fn work_that_ends_inside_a_signal_waker_drains_after_the_start_is_reported() {

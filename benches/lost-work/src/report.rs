@@ -70,9 +70,9 @@ fn write_all(text: &mut String, options: &Options, results: &[Results], peers: &
     let Options { stops, seed, .. } = options;
     writeln!(
         text,
-        "Each variant was stopped {stops} times, with the seed {seed}. The deadline was {GRACE:?} after SIGTERM, and SIGKILL came \
-         {KILL_AFTER:?} after SIGTERM.\n\
-         The crates are {peers}.\n"
+        "Each variant was stopped {stops} times. The seed of the random numbers was {seed}. The deadline was {GRACE:?} after \
+         SIGTERM, and SIGKILL came {KILL_AFTER:?} after SIGTERM.\n\
+         The versions of the crates are {peers}.\n"
     )?;
     writeln!(
         text,
@@ -83,7 +83,7 @@ fn write_all(text: &mut String, options: &Options, results: &[Results], peers: &
         writeln!(text, "{each}")?;
     }
     let Some(round) = typical_round(results) else { return Ok(()) };
-    writeln!(text, "\nIn stop {}, the variants printed the following lines after SIGTERM:", round + 1)?;
+    writeln!(text, "\nAfter SIGTERM, the variants printed the following lines in round {}:", round + 1)?;
     for each in results {
         let stop = &each.stops[round];
         let output = if stop.output.is_empty() { "(no output)" } else { stop.output.trim() };

@@ -62,6 +62,18 @@ impl Table {
         Self { title, unit, ours, columns, rows, checks: Vec::new() }
     }
 
+    /// Returns the line above the table, which says what the numbers mean. The title does not say this, because the plot with the
+    /// same title may show a rate.
+    fn caption(&self) -> String {
+        let title = self.title.to_lowercase();
+        match self.unit {
+            "" => self.title.to_owned(),
+            "instructions" => format!("Instructions to {title}"),
+            unit if title.starts_with("from ") => format!("Time {title}, in {unit}"),
+            unit => format!("Time to {title}, in {unit}"),
+        }
+    }
+
     fn numbers(&self, row: &str, column: usize) -> Option<&Numbers> {
         let row = self.rows.iter().find(|each| each.name == row)?;
         row.cells.get(column)?.as_ref()
@@ -135,8 +147,7 @@ impl fmt::Display for Table {
         let widths: Vec<_> = (0..=self.columns.len())
             .map(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or_default())
             .collect();
-        let unit = if self.unit.is_empty() { String::new() } else { format!(", in {}", self.unit) };
-        writeln!(f, "{}{unit} (in parentheses: the ratio to the row `{}`):\n", self.title, self.ours)?;
+        writeln!(f, "{}. In parentheses: the ratio to the row `{}`:\n", self.caption(), self.ours)?;
         for (number, line) in lines.iter().enumerate() {
             write!(f, "| {:<width$} |", line[0], width = widths[0])?;
             for (cell, width) in line.iter().zip(&widths).skip(1) {

@@ -19,16 +19,16 @@ const MAX_DELAY: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 ///
 /// For HTTPS, enable the feature `reqwest_rustls` or `reqwest_native_tls` of the crate `azure_core`.
 ///
-/// Your program creates the queue, the queue for dead messages, and the clients with their credentials.
+/// Your program creates the queue, the dead-letter queue, and the clients with their credentials.
 ///
 /// - By default, the service deletes a message 7 days after it was sent, even while the message waits for its retry. To prevent this,
 ///   send the message with the time to live -1, which means no limit.
 /// - Each delivery counts as an attempt, even if a shutdown released the message.
-/// - The service rounds delays and leases up to whole seconds. Their maximum is 7 days.
+/// - The source rounds delays and leases up to whole seconds. Their maximum is 7 days.
 /// - A message has at most 64 KiB and no headers. The copy of a dead message contains no reason and never expires. If the response to the
-///   copy is lost, the dead-letter queue may contain two copies.
-/// - If the service does not find a message, an acknowledgement succeeds, because an earlier call may have deleted the message. If the
-///   service does not find the queue, the acknowledgement fails.
+///   call that stores the copy is lost, the dead-letter queue may contain two copies.
+/// - An acknowledgement also succeeds if the service does not find the message, because an earlier call may have deleted the message. It
+///   fails if the service does not find the queue.
 pub struct AzureQueue {
     queue: QueueClient,
     dead_letters: QueueClient,
@@ -44,7 +44,8 @@ pub struct AzureReceipt {
     /// The service replaces this value at each update of the message.
     pop_receipt: String,
     text: String,
-    /// Whether the dead-letter queue contains a copy of the message. If it does, a repeated call makes no second copy.
+    /// Whether the dead-letter queue contains a copy of the message. If it does, a repeated call to `dead_letter` makes no second
+    /// copy.
     is_copied: bool,
 }
 
@@ -57,7 +58,7 @@ impl AzureQueue {
         Self { queue, dead_letters, lease, poll_interval: Duration::from_secs(1), is_base64: false }
     }
 
-    /// Decodes the payload of each message as base64. Default: the payload is the text of the message.
+    /// Decodes the payload of each message as base64. Without this method, the payload is the text of the message.
     ///
     /// Older .NET libraries and Azure Functions encode their messages as base64. If a message is not valid base64, the payload is its text.
     #[must_use]

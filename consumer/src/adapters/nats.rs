@@ -15,19 +15,18 @@ use std::{fmt, mem};
 /// of all workers. The value of `ack_wait` is the lease.
 ///
 /// The source publishes dead messages to a subject, with the header `Dead-Letter-Reason`. A stream must store the messages of this subject.
-/// If a call is repeated, this stream ignores a second copy within its `duplicate_window`.
+/// If the source publishes a message twice, this stream ignores the second copy within its `duplicate_window`.
 ///
 /// The server confirms each acknowledgement, extension and release, even after the lease has expired. The client reconnects automatically.
 /// Each delivery counts as an attempt, even if a shutdown released the message.
 ///
-/// The lease limits the time of each call, so you need not set shorter timeouts for the client or for the JetStream context.
+/// The source and the consumer limit the time of each call. Your program need not set timeouts for the client or for the JetStream context.
 pub struct JetStream {
     context: jetstream::Context,
     consumer: PullConsumer,
     lease: Duration,
     dead_letters: String,
-    /// If a `receive` receives messages and then an error, it returns the messages and stores the error here. The next `receive` returns
-    /// the error.
+    /// The error of a `receive` that also received messages. That call has returned the messages, and the next `receive` returns the error.
     error: Mutex<Option<Error>>,
 }
 
@@ -55,13 +54,14 @@ impl JetStream {
 
     /// Sends an acknowledgement of this kind to the server, and waits for the confirmation.
     async fn confirmed(&self, receipt: &Subject, kind: AckKind) -> Result<(), Error> {
-        // Does not use `Acker::double_ack_with`, because that function also returns `Ok` if the subject has no subscriber.
+        // Does not use `Acker::double_ack_with`, because that function returns `Ok` even if the subject of the acknowledgement has no
+        // subscriber.
         let request = Request::new().payload(kind.into()).timeout(Some(self.lease / 4));
         self.context.client().send_request(receipt.clone(), request).await?;
         Ok(())
     }
 
-    /// Stores the error for the next `receive`, and returns the error that was stored before.
+    /// Stores the error that the next `receive` must return. Returns the error that was stored before.
     fn set_error(&self, error: Option<Error>) -> Option<Error> {
         mem::replace(&mut *self.error.lock().unwrap_or_else(PoisonError::into_inner), error)
     }
@@ -93,7 +93,7 @@ impl Source for JetStream {
         if let Some(error) = self.set_error(None) {
             return Err(error);
         }
-        // The call returns as soon as messages exist. `expires` limits how long it waits for the first message, even if a response is lost.
+        // The call returns as soon as messages exist. `expires` limits how long it waits if there are none, or if the response is lost.
         let mut batch = self.consumer.fetch().max_messages(most).expires(Duration::from_secs(1)).messages().await?;
         let (mut messages, mut failed) = (Vec::new(), None);
         while let Some(received) = batch.next().await {
@@ -140,8 +140,8 @@ impl Source for JetStream {
         self.confirmed(receipt, AckKind::Term).await
     }
 
-    /// This interval prevents a busy loop, because the server can end a request immediately without a message, for example if
-    /// `max_ack_pending` is reached and other requests wait.
+    /// The server can end a request immediately and without a message, for example if `max_ack_pending` is reached and other requests wait.
+    /// This interval then prevents a busy loop.
     fn poll_interval(&self) -> Duration {
         Duration::from_millis(10)
     }

@@ -27,7 +27,7 @@ const REASON: &str = "x-dead-letter-reason";
 /// A queue of RabbitMQ, over AMQP 0.9.1 with the client [`lapin`]. Needs tokio. For TLS, enable a feature of lapin, such as `rustls`.
 ///
 /// RabbitMQ has no leases: a message belongs to its consumer as long as the connection exists. Your program declares the queue and the
-/// queue for dead messages.
+/// dead-letter queue.
 ///
 /// - On a **quorum queue**, the broker counts the attempts. By default, RabbitMQ 4.0 and later drop a message after 20 deliveries. To
 ///   prevent this, set the `x-delivery-limit` of the queue to -1, or above [`max_attempts`](crate::Consumer::max_attempts).
@@ -38,15 +38,16 @@ const REASON: &str = "x-dead-letter-reason";
 /// - RabbitMQ cannot delay a message. The consumer [keeps](Source::can_delay) a failed message until its backoff has elapsed, so keep the
 ///   backoff short.
 /// - By default, RabbitMQ closes the channel of a consumer that does not acknowledge or release a message within 30 minutes
-///   (`consumer_timeout`).
-/// - A dead message has the header `x-dead-letter-reason`. If the confirmation of a copy is lost, the queue may contain two copies.
+///   (`consumer_timeout`). The message then returns to the queue.
+/// - A dead message is a copy of the message, with the header `x-dead-letter-reason`. If the broker's confirmation of the copy is
+///   lost, the dead-letter queue may contain two copies.
 ///
 /// AMQP does not confirm acknowledgements. If an acknowledgement is lost, the message returns to the queue. During the drain, the source
-/// makes another call after each acknowledgement, and waits for the response. A process that exits after the drain has therefore lost no
-/// acknowledgement.
+/// makes another call after each acknowledgement. The response to this call shows that the broker has handled the acknowledgement. A
+/// process that exits after the drain has therefore lost no acknowledgement.
 ///
-/// When the connection is lost, the current `receive` fails, and the next `receive` connects again. The messages in progress return to
-/// the queue, so they are handled twice.
+/// When the connection is lost, the current `receive` fails, and the next `receive` connects again. The messages in progress return to the
+/// queue, and are therefore handled twice.
 pub struct RabbitQueue {
     uri: String,
     queue: String,
@@ -72,7 +73,7 @@ pub struct RabbitReceipt {
     /// A clone of the handler's delivery, which shares the payload.
     delivery: Delivery,
     failed_attempts: u32,
-    /// Whether the broker has stored a copy of the message. If it has, a repeated call makes no second copy.
+    /// Whether the broker has stored a copy of the message. If it has, a repeated call to `release` or `dead_letter` makes no second copy.
     is_copied: bool,
 }
 
@@ -83,9 +84,9 @@ pub enum RabbitError {
     /// The connection, its channel or a queue is not available.
     Connection(lapin::Error),
     /// The channel has closed, or the broker has cancelled the consumer, for example because the queue was deleted. If the queue still
-    /// exists, the messages have returned to the queue.
+    /// exists, its messages in progress have returned to it.
     Closed,
-    /// The broker has not stored the copy of a message.
+    /// The broker has not stored the copy of a message that the source has published for a retry or as a dead message.
     NotStored,
 }
 
@@ -113,8 +114,8 @@ impl RabbitQueue {
         self
     }
 
-    /// Connects to the broker, so that the program detects a wrong address or a missing queue when it starts. Does nothing if a connection
-    /// exists.
+    /// Connects to the broker. Call this method when the program starts, to detect a wrong address or a missing queue. Does nothing if a
+    /// connection exists.
     ///
     /// # Errors
     ///
@@ -135,7 +136,7 @@ impl RabbitQueue {
     async fn open(&self) -> Result<Link, RabbitError> {
         let connection = Connection::connect(&self.uri, ConnectionProperties::default()).await?;
         let channel = connection.create_channel().await?;
-        // Checks that the queue for dead messages exists. Without this queue, dead messages could not be stored.
+        // Checks that the dead-letter queue exists. Without this queue, dead messages could not be stored.
         let exists = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         channel.queue_declare(self.dead_letters.as_str().into(), exists, FieldTable::default()).await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
@@ -166,11 +167,12 @@ impl RabbitQueue {
 
     /// Checks the result of an acknowledgement or a release.
     async fn settled(&self, receipt: &RabbitReceipt, result: lapin::Result<bool>) -> Result<(), RabbitError> {
-        // The result is also `false` if an earlier call, whose future was dropped, has already acknowledged or released the message.
+        // `result` is `false` if the channel has closed. It is also `false` if an earlier call has already acknowledged or released the
+        // message, and the future of that call was dropped.
         if !result? && receipt.acker.poisoned() {
             return Err(RabbitError::Closed);
         }
-        // The broker handles calls in order, so its response to this call shows that it has handled the acknowledgement.
+        // The broker handles calls in order. The response to this call therefore shows that it has handled the acknowledgement.
         if self.is_stopping.load(Ordering::Relaxed) {
             receipt.channel.basic_qos(self.prefetch, BasicQosOptions::default()).await?;
         }
@@ -227,7 +229,7 @@ impl Source for RabbitQueue {
                 Some(Ok(delivery)) => messages.push(self.message(&link.channel, delivery)),
                 broken => {
                     *guard = None;
-                    // The messages that arrived earlier on this connection have returned to the queue.
+                    // Drops the messages that this call has received: they belonged to the connection, and have returned to the queue.
                     return Err(if let Some(Err(error)) = broken { error.into() } else { RabbitError::Closed });
                 }
             }
@@ -277,7 +279,7 @@ impl Source for RabbitQueue {
         let mut link = self.link.lock().await;
         let Some(link) = &mut *link else { return Ok(()) };
         link.channel.basic_cancel(link.consumer.tag(), BasicCancelOptions::default()).await?;
-        // The stream still contains the messages that the broker sent in advance.
+        // The stream `link.consumer` still contains the messages that the broker sent in advance.
         while let Some(Some(Ok(delivery))) = link.consumer.next().now_or_never() {
             delivery.acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await?;
         }

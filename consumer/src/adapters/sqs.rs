@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 /// The service returns at most this many messages for one call.
 const MAX_BATCH: usize = 10;
-/// A message can be invisible for at most this time, extensions included. This time starts when the message is received.
+/// A received message is invisible for at most this time, even if the consumer extends its lease.
 const MAX_INVISIBLE: Duration = Duration::from_secs(12 * 60 * 60);
 /// A message can have at most this many attributes.
 const MAX_ATTRIBUTES: usize = 10;
@@ -21,27 +21,29 @@ const REASON: &str = "Dead-Letter-Reason";
 /// 256 KiB, which is the limit of many queues.
 const MAX_REASON: usize = 1000;
 const MAX_PAYLOAD_WITH_REASON: usize = 128 * 1024;
-/// The HTTP name of the trace header of X-Ray. Propagators look for this name.
+/// The HTTP name of the trace header of X-Ray. OpenTelemetry propagators for X-Ray read the header with this name.
 const TRACE_HEADER: &str = "X-Amzn-Trace-Id";
 
 /// A standard queue of Amazon SQS, with the client [`aws_sdk_sqs`]. Needs tokio.
 ///
-/// Your program creates the queue and the queue for dead messages. It also creates the client with a region, credentials and an HTTP
+/// Your program creates the queue and the dead-letter queue. It also creates the client with a region, credentials and an HTTP
 /// client, usually with the crate `aws-config`. The client needs the permissions `sqs:ReceiveMessage`, `sqs:ChangeMessageVisibility` and
-/// `sqs:DeleteMessage` for the queue, and `sqs:SendMessage` for the queue for dead messages.
+/// `sqs:DeleteMessage` for the queue, and `sqs:SendMessage` for the dead-letter queue.
 ///
-/// - Each delivery counts as an attempt, even if a shutdown released the message. The count of the service is approximate.
+/// - Each delivery counts as an attempt, even if a shutdown released the message. SQS counts deliveries only approximately.
 /// - If the queue has a redrive policy, SQS itself moves a message to another queue after `maxReceiveCount` deliveries, and no observer
 ///   receives a report. Use no redrive policy, or set `maxReceiveCount` above [`max_attempts`](crate::Consumer::max_attempts).
 /// - The service deletes a message when the retention period has elapsed since the message was sent. Default: 4 days. Maximum: 14 days.
-/// - Delays and leases are rounded up to whole seconds. A message is visible again at most 12 hours after it was received, even if a delay
-///   or a lease is longer.
+/// - The source rounds delays and leases up to whole seconds. A message becomes visible again at most 12 hours after it was received. A
+///   longer delay, or an extension of the lease, does not change this.
 /// - If the lease has expired and another consumer has received the message, an acknowledgement has no effect.
 /// - The headers are the attributes of the message that are not binary. The header `X-Amzn-Trace-Id` contains the trace header of X-Ray.
 /// - A dead message keeps its attributes. The source adds the attribute `Dead-Letter-Reason` of at most 1000 characters, unless the message
-///   has 10 other attributes or a payload above 128 KiB. If the response to the copy is lost, the queue may contain two copies.
+///   has 10 other attributes or a payload above 128 KiB. If the response to the call that stores the copy is lost, the dead-letter queue
+///   may contain two copies.
 /// - A `receive` from an empty queue takes 1 second. Amazon charges money for each request.
-/// - FIFO queues are not supported. The consumer handles messages of one group simultaneously, and a copy to a FIFO queue fails.
+/// - FIFO queues are not supported. The consumer would handle messages of one group simultaneously, and the copy of a dead message to a
+///   FIFO queue fails.
 ///
 /// Set an operation timeout for the client that is longer than 2 seconds and shorter than the lease. By default, the client has no
 /// operation timeout, and waits forever for a lost response.
@@ -59,7 +61,8 @@ pub struct SqsReceipt {
     received_at: Instant,
     attributes: HashMap<String, MessageAttributeValue>,
     trace_header: Option<String>,
-    /// Whether the dead-letter queue contains a copy of the message. If it does, a repeated call makes no second copy.
+    /// Whether the dead-letter queue contains a copy of the message. If it does, a repeated call to `dead_letter` makes no second
+    /// copy.
     is_copied: bool,
 }
 
@@ -78,7 +81,7 @@ impl SqsQueue {
     }
 
     async fn show_after(&self, receipt: &SqsReceipt, delay: Duration) -> Result<(), SqsError> {
-        // Rounds down, because the service rejects a time beyond its limit. The limit starts when the message is received.
+        // Rounds the remaining time down, because the service rejects a time beyond its limit of 12 hours.
         let left = Duration::from_secs(MAX_INVISIBLE.saturating_sub(receipt.received_at.elapsed()).as_secs());
         let call = self.client.change_message_visibility().queue_url(&self.queue_url).receipt_handle(&receipt.handle);
         call.visibility_timeout(seconds(delay.min(left))).send().await.map_err(error)?;

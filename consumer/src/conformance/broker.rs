@@ -2,7 +2,7 @@ use crate::source::Source;
 use std::fmt;
 use std::future::Future;
 
-/// Gives the test suite access to a queue of a broker.
+/// Gives the functions of this module access to a queue of a broker.
 pub trait Broker {
     /// The source under test.
     type Source: Source;
@@ -17,7 +17,7 @@ pub trait Broker {
     fn dead_letters(&self) -> impl Future<Output = Vec<Vec<u8>>>;
 }
 
-/// An error of the test suite: the source broke a promise of its contract.
+/// The error of [`source`](super::source) and [`processes`](super::processes()): the source broke a promise of its contract.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
     pub(super) promise: &'static str,

@@ -32,11 +32,11 @@ pub struct Plan {
 pub struct Report {
     /// The number of messages that were sent. The workers have handled all these messages.
     pub messages: usize,
-    /// The number of repeated attempts: all attempts except the first attempt of each message. Each was caused by a kill, a freeze, an
+    /// The number of repeated attempts, without the first attempt of each message. Each repeated attempt was caused by a kill, a freeze, an
     /// abort or an outage.
     pub repeated: usize,
-    /// The longest time from the start of a worker's shutdown until its process exited. Workers that abort their handlers, and workers that
-    /// were frozen, do not count.
+    /// The longest time from the start of a worker's shutdown until its process exited. This number does not include workers that abort
+    /// their handlers or that were frozen.
     pub longest_stop: Duration,
 }
 
@@ -48,7 +48,7 @@ impl fmt::Display for Report {
 }
 
 impl Plan {
-    /// Creates a plan that sends this number of messages and kills, aborts and freezes no workers.
+    /// Creates a plan that sends this number of messages, and kills, stops, aborts and freezes no workers.
     pub const fn new(messages: usize) -> Self {
         Self { messages, kills: 0, stops: 0, aborts: 0, freezes: 0, broker_fails: false }
     }
@@ -75,7 +75,7 @@ impl Plan {
         self
     }
 
-    /// Sets how many workers are stopped and abort their handlers, as after the end of a grace period. Default: 0.
+    /// Sets how many workers are stopped and then abort their handlers, as if their grace period had expired. Default: 0.
     pub const fn aborts(mut self, workers: usize) -> Self {
         self.aborts = workers;
         self
@@ -87,7 +87,8 @@ impl Plan {
         self
     }
 
-    /// Allows repeated attempts for all messages. Use this method if you kill or freeze the broker during the call to [`processes`].
+    /// Accepts repeated attempts of every message, even without a kill, a freeze or an abort of its worker. Use this method if you kill or
+    /// freeze the broker during the call to [`processes`].
     pub const fn broker_fails(mut self) -> Self {
         self.broker_fails = true;
         self
@@ -103,7 +104,7 @@ enum End {
     Frozen,
 }
 
-/// Represents a line of a worker's output, which says that a handler has started or completed.
+/// A line of a worker's output. It says that a handler has started or completed.
 struct Event {
     message: usize,
     worker: usize,
@@ -112,11 +113,12 @@ struct Event {
 
 type Events = Arc<Mutex<Vec<Event>>>;
 
-/// Each worker process, which [`processes`] starts, must call this function. The function handles the messages of a source until stdin
-/// closes. It then drains the registry and returns.
+/// Handles the messages of a source until stdin closes. Then drains the registry and returns. Each worker process that [`processes`] starts
+/// must call this function.
 ///
-/// The registry must have [inspection](background_tasks::RegistryBuilder::inspect), so that the registry can abort handlers. The worker
-/// handles 16 messages at a time. It reports to [`processes`] over stdout, so the process must not write anything else to stdout.
+/// The registry must have [inspection](background_tasks::RegistryBuilder::inspect), because [`processes`] makes some workers abort their
+/// handlers. The worker handles 16 messages at a time. It reports to [`processes`] over stdout. The process must therefore not write
+/// anything else to stdout.
 ///
 /// # Panics
 ///
@@ -155,7 +157,7 @@ where
 }
 
 fn print_line(event: &str, message: &str) {
-    // One write for the line, so that lines of several threads do not mix. A write fails only if the suite has ended.
+    // Writes the line with one call, so that lines of several threads do not mix. The call fails only if the suite has ended.
     let _ = std::io::stdout().write_all(format!("{event} {message}\n").as_bytes());
 }
 
@@ -212,15 +214,16 @@ impl Drop for Worker {
     }
 }
 
-/// Sends messages to an empty queue. Then starts workers, and kills, freezes, stops and aborts workers until each message has been handled.
+/// Sends messages to an empty queue. Then starts worker processes, and kills, freezes and stops them as the plan says. Makes some of the
+/// stopped workers abort their handlers. Finally starts one more worker, and waits until each message has been handled.
 ///
-/// `command` returns a command that starts a worker process, which must call [`worker`]. To freeze workers, this function runs the program
-/// `kill`, so a plan with freezes needs Unix. All messages must be handled within two minutes after the start of the last worker.
+/// `command` returns a command that starts a worker process. This process must call [`worker`]. To freeze workers, this function runs the
+/// program `kill`, so a plan with freezes needs Unix. The workers must handle all messages within two minutes after the start of the last
+/// worker.
 ///
 /// # Errors
 ///
-/// If a message is lost, if a message is repeated without a reason, or if a worker does not stop, returns the promise that the source
-/// breaks.
+/// Returns the first promise that the source breaks. Examples: a message is lost, is repeated without a reason, or a worker does not stop.
 pub async fn processes<B: Broker>(broker: &B, mut command: impl FnMut() -> Command, plan: Plan) -> Result<Report, Violation> {
     let violation = |promise| move |observed: String| Violation { promise, observed };
     let runs = violation("a worker runs until it is stopped, and then exits");
@@ -242,7 +245,7 @@ pub async fn processes<B: Broker>(broker: &B, mut command: impl FnMut() -> Comma
             let mut worker = Worker::start(&mut command(), ends.len(), &events).map_err(runs)?;
             ends.push(end);
             started(&events, ends.len() - 1).await;
-            // The time is random, so that a kill or stop can happen at each step of the consumer's loop.
+            // The time is random, so that the kill or stop can happen at any step of the consumer's loop.
             Delay::new(Duration::from_millis(fastrand::u64(200..1200))).await;
             match end {
                 End::Killed => worker.kill(),

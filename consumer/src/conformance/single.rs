@@ -11,13 +11,13 @@ type Received<B> = Message<<<B as Broker>::Source as Source>::Receipt>;
 
 /// A broker must deliver an available message within this time.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// The time by which a broker may exceed a promised time. The suite also waits for this time to check that no message arrives.
+/// A broker may exceed a promised time by this time. The suite also waits this long to check that no message arrives.
 const MARGIN: Duration = Duration::from_secs(2);
 
-/// Checks the contract of a source by calls to its methods. `empty` must return a broker with a new, empty queue. This function does not
-/// check dropped futures and lost connections.
+/// Checks the contract of a source in one process, by calls to its methods. `empty` must return a broker with a new, empty queue. This
+/// function does not drop the futures of calls, and does not interrupt connections.
 ///
-/// Use the shortest lease that the broker allows, because this function waits for about ten leases and another ten seconds.
+/// Use the shortest lease that the broker allows: this function takes about ten times the lease, plus ten seconds.
 ///
 /// # Errors
 ///
@@ -125,7 +125,7 @@ async fn returns_at_most<B: Broker>(broker: &B) -> Check {
 async fn returns_promptly<B: Broker>(broker: &B) -> Check {
     let source = broker.connect().await;
     let mut shortest = Duration::MAX;
-    // A busy machine may delay some of the calls, so only the shortest call counts.
+    // A busy machine may delay some of the calls. The check therefore uses the shortest of five calls.
     for n in 0..5 {
         broker.send(n.to_string()).await;
         let limit = Instant::now() + PATIENCE;
@@ -158,7 +158,7 @@ async fn acknowledged<B: Broker>(broker: &B) -> Check {
     let mut message = one::<B>(&source).await?;
     source.ack(&mut message.receipt).await.map_err(text)?;
     drop(message);
-    // A process could exit now, so the broker must already have received the acknowledgement.
+    // A process can exit after `ack` has returned, so the broker must already have received the acknowledgement.
     none::<B>(&reconnect(broker, source).await, MARGIN).await
 }
 
@@ -166,7 +166,7 @@ async fn settles_one<B: Broker>(broker: &B) -> Check {
     broker.send("1".into()).await;
     broker.send("2".into()).await;
     let source = broker.connect().await;
-    // A receipt may keep its connection open, so both receipts are dropped below.
+    // A receipt may keep its connection open. Both receipts are therefore dropped before the new connection.
     let Message { delivery: first, receipt } = one::<B>(&source).await?;
     let mut second = one::<B>(&source).await?;
     source.ack(&mut second.receipt).await.map_err(text)?;
@@ -208,7 +208,7 @@ async fn delayed<B: Broker>(broker: &B) -> Check {
     }
     broker.send("1".into()).await;
     let mut message = one::<B>(&source).await?;
-    // The delay differs from the lease, so that the check does not confuse them.
+    // The delay is longer than the lease, so that the check fails if the message returns when its lease expires.
     let delay = source.lease().unwrap_or_default() + Duration::from_secs(2);
     let start = Instant::now();
     source.release(&mut message.receipt, Release::After(delay)).await.map_err(text)?;

@@ -21,7 +21,7 @@ pub(crate) struct LimitOptions {
 }
 
 impl LimitOptions {
-    /// Returns the limits `old` with the changes of these options, or `None` if no option is present.
+    /// Returns the limits `old` after the changes that the options request. Returns `None` if no option is present.
     pub(crate) fn apply(&self, old: QueueLimits) -> Option<QueueLimits> {
         let mut limits = if self.none { QueueLimits::default() } else { old };
         if let Some(jobs) = self.running {

@@ -13,12 +13,12 @@ use std::fmt::Write as _;
 use std::io::{self, ErrorKind, IsTerminal, Write as _};
 use std::process::ExitCode;
 
-/// The reason why a command failed. It determines the exit code.
+/// The reason why a command failed. The reason determines the exit code.
 #[derive(Debug)]
 enum Failure {
     /// The job or queue does not exist, or the job's status does not allow the action.
     NotPossible(String),
-    /// A bulk action is not confirmed, or no address of a database is given.
+    /// The user did not confirm an action on all dead jobs, or did not give the address of a database.
     Usage(String),
     /// The store cannot be opened, read or changed.
     Store(Error),
@@ -176,7 +176,8 @@ impl Tool {
         Ok(())
     }
 
-    /// Applies the action to all jobs that allow the action. If a job does not allow it, fails after the last job.
+    /// Applies the action to all of these jobs. If the action is not possible for some of them, still changes the other jobs, and then
+    /// fails.
     async fn change_jobs(&self, action: &Action, ids: &[JobId]) -> Result<(), Failure> {
         let (mut changed, mut errors) = (Vec::new(), Vec::new());
         for id in ids {
@@ -188,7 +189,7 @@ impl Tool {
                 changed.push(*id);
                 continue;
             }
-            // The job may have another status now than at the first read.
+            // The status is read again, because it may have changed since the first read.
             let status = self.durable.job(*id).await?.map_or(job.status(), |job| job.status());
             let reason = (action.reason)(status);
             errors.push(format!("cannot {} job {id}, which is {status}: {reason}", action.infinitive));
@@ -227,7 +228,7 @@ impl Tool {
     fn print(&self, text: impl FnOnce() -> String, json: impl FnOnce() -> String) {
         let text = if self.json { json() } else { text() };
         match io::stdout().write_all(text.as_bytes()) {
-            // A broken pipe is not an error: the reader, such as `head`, has exited.
+            // A broken pipe is not an error: it means that the reader, such as `head`, has exited.
             Err(error) if error.kind() != ErrorKind::BrokenPipe => eprintln!("background-tasks-durable: cannot write: {error}"),
             _ => {}
         }
@@ -251,7 +252,7 @@ fn no_job(id: JobId) -> Failure {
     Failure::NotPossible(format!("no job {id}"))
 }
 
-/// Returns a count as a string. Counts above the limit are not exact.
+/// Returns a count as text. If the count is above the limit, it is not exact, and the text is `10000+`.
 fn number(count: u64) -> String {
     if count > QueueCounts::LIMIT { format!("{}+", QueueCounts::LIMIT) } else { count.to_string() }
 }

@@ -66,7 +66,7 @@ pub(crate) enum Command {
     Pause { queue: String },
     /// End a pause
     Resume { queue: String },
-    /// Show or set the limits that all workers of a queue share; limits that are not named do not change
+    /// Show or set the limits that all workers of a queue share; limits without an option do not change
     Limits {
         queue: String,
         #[command(flatten)]

@@ -73,7 +73,7 @@ pub(crate) fn job_details(job: &JobInfo) -> String {
     })
 }
 
-/// Aligns the columns of a table. The columns `numbers` are aligned to the right.
+/// Aligns the columns of a table. The columns in the range `numbers` are aligned to the right.
 fn table<const N: usize>(rows: &[[String; N]], numbers: std::ops::Range<usize>) -> String {
     let rows: Vec<[String; N]> = rows.iter().map(|row| row.each_ref().map(|cell| shortened(cell))).collect();
     let mut widths = [0; N];
@@ -116,7 +116,7 @@ fn relative(time: SystemTime) -> String {
     }
 }
 
-/// Returns a duration in its largest unit.
+/// Formats a duration in its largest unit, such as `5 min`.
 fn span(duration: Duration) -> String {
     match duration.as_secs() {
         seconds @ 0..120 => format!("{seconds} s"),
@@ -130,7 +130,7 @@ fn span(duration: Duration) -> String {
 fn timestamp(time: SystemTime) -> String {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let (days, seconds) = (since.as_secs() / 86400, since.as_secs() % 86400);
-    // Counts days from 0000-03-01, so that the leap day is the last day of a year.
+    // `shifted` counts days from 0000-03-01. In years that start in March, the leap day is the last day.
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
     let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36524 - day_of_era / 146_096) / 365;
@@ -239,7 +239,7 @@ pub(crate) fn json(value: &impl Serialize) -> String {
     format!("{}\n", serde_json::to_string(value).expect("text and numbers are JSON"))
 }
 
-/// Returns an array with one element on each line.
+/// Returns a JSON array with one element on each line.
 fn array(lines: impl Iterator<Item = String>) -> String {
     let lines: Vec<_> = lines.map(|line| line.trim_end().to_owned()).collect();
     format!("[{}]\n", lines.join(",\n"))

@@ -246,7 +246,7 @@ fn running_job_is_cancelled_and_paused_queue_resumes() {
 fn bulk_actions_need_a_confirmation() {
     on_each_store(|store| {
         let dead = store.work("numbers", &[-1, -2, -3]);
-        store.work("numbers", &[4]); // this job stays in the queue when all dead jobs are discarded
+        store.work("numbers", &[4]); // `discard --all` must not delete this job, because it is not dead
         store.fails(&["retry", "--all", "numbers"], 2, "retry all 3 dead jobs of \"numbers\"? Pass --yes to confirm");
         store.fails(&["discard", "--all", "numbers"], 2, "Pass --yes to confirm");
         assert_eq!(store.json(&["dead"]).as_array().unwrap().len(), 3);
@@ -281,7 +281,7 @@ fn limits_are_shown_and_changed() {
         store.enqueue("numbers", 1);
         assert_eq!(store.ok(&["limits", "numbers"]), "numbers: no limits\n");
         assert_eq!(store.ok(&["limits", "numbers", "--running", "8", "--rate", "100/60s"]), "numbers: --running 8 --rate 100/1m\n");
-        // Limits that are not named do not change.
+        // Limits without an option do not change.
         let all = "--running 8 --running-per-key 2 --rate 100/1m";
         assert_eq!(store.ok(&["limits", "numbers", "--running-per-key", "2"]), format!("numbers: {all}\n"));
         assert!(store.ok(&["queues"]).contains(all));

@@ -12,8 +12,8 @@ use futures_util::StreamExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// If the last commit was less than `BUSY_PERIOD` ago, an outcome waits this long for further outcomes. A commit of many outcomes takes
-/// about as long as a commit of one outcome.
+/// If the last commit was less than `BUSY_PERIOD` ago, the engine waits this long before the next commit, to collect more outcomes. A
+/// commit of many outcomes takes about as long as a commit of one outcome.
 const GROUP_DELAY: Duration = Duration::from_millis(2);
 const BUSY_PERIOD: Duration = Duration::from_millis(10);
 
@@ -80,9 +80,9 @@ impl Engine {
             if update.worker.is_limited() {
                 update.worker.set_ready(true); // the end of this job may allow another job to start
             }
-            // If a retried commit finds nothing to update, the response to an earlier commit may have been lost. The outcome then counts as
-            // committed. After a call to `complete_in`, this rule does not apply, because either the handler's transaction was committed,
-            // or the worker has lost the job.
+            // If a repeated commit finds nothing to update, an earlier try may have succeeded, and only its response was lost. The outcome
+            // then counts as committed. This rule does not apply if the handler has called `complete_in`. In that case, either the
+            // handler's transaction was committed, or the worker has lost the job.
             let may_be_applied = is_repeated && !update.is_completed;
             let committed = if may_be_applied && committed == Committed::Lost { Committed::Yes } else { committed };
             if let Some(duration) = update.duration {

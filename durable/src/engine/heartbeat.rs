@@ -1,5 +1,5 @@
-//! Renews the leases of the workers, and recovers the jobs of dead workers. This module uses a dedicated thread with its own runtime,
-//! because a handler may block the runtime of the program. The thread also receives the notifications of other processes.
+//! Renews the leases of the workers, and puts the jobs of dead workers back into their queues. This module uses a dedicated thread with its
+//! own runtime, because a handler may block the runtime of the program. The thread also receives the notifications of other processes.
 
 use super::{Engine, list};
 use crate::error::Error;
@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 /// A worker sends this many heartbeats in the time of one lease.
 const BEATS: u32 = 5;
 
-/// The thread waits for a notification for at most this time.
+/// The thread waits for a notification for at most this time. Then it checks again whether there are workers.
 const MAX_WAIT: Duration = Duration::from_secs(1);
 
-/// The time limits for a heartbeat and for a new connection are at least this long.
+/// The time limit for a heartbeat is at least this long.
 const MIN_LIMIT: Duration = Duration::from_secs(2);
+/// The time limit for opening the connection of the heartbeat thread is at least this long.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// Starts the thread for heartbeats. The thread ends when all workers have ended.
@@ -49,11 +50,11 @@ pub(super) async fn run(engine: &Arc<Engine>) {
     }
 }
 
-/// Stores the times that decide when leases are renewed and when jobs are recovered.
+/// Stores the times that decide when this process renews its leases, and when it takes the jobs of dead workers.
 struct Pulse {
     last: Instant,
-    /// Before this time, this process does not treat other workers as dead. After an outage, other workers first get the time of one lease
-    /// to renew their leases.
+    /// Before this time, this process does not treat other workers as dead. After an outage, it waits for one lease, because other workers
+    /// could not renew their leases during the outage either.
     judges_from: Instant,
 }
 
@@ -61,14 +62,14 @@ struct Pulse {
 /// were renewed.
 async fn beat(engine: &Arc<Engine>, heart: &mut Option<Box<dyn Heart>>, pulse: &mut Pulse, lease: Duration) -> StoreResult<bool> {
     let interval = lease / BEATS;
-    // The limit is two fifths of the lease. After a failed heartbeat, there is therefore time for further heartbeats.
+    // The limit is two fifths of the lease, so that after a timeout there is still time for another heartbeat.
     let limit = (interval * 2).max(MIN_LIMIT);
     let is_new = heart.is_none();
     let heart = if let Some(heart) = heart {
         heart
     } else {
         let heart = heart.insert(with_timeout(limit.max(CONNECT_LIMIT), engine.store.heart()).await?);
-        engine.look_in(Duration::ZERO); // earlier notifications are lost
+        engine.look_in(Duration::ZERO); // notifications before this connection are lost
         heart
     };
     let is_due = is_new || pulse.last.elapsed() >= interval;
@@ -81,7 +82,7 @@ async fn beat(engine: &Arc<Engine>, heart: &mut Option<Box<dyn Heart>>, pulse: &
         let mut ended = Vec::new();
         for id in lost {
             let Some(worker) = engine.worker(&id) else {
-                ended.push(id); // the engine removed this worker before the heartbeat
+                ended.push(id); // this worker has ended, and the heartbeat has added it to the store again
                 continue;
             };
             engine.metrics.lease_lost(worker.queue);

@@ -1,4 +1,4 @@
-//! Deletes ended jobs whose retention has expired, and makes blocked jobs available.
+//! Deletes ended jobs whose retention has expired. Makes jobs available that waited because of the limit of their key.
 
 use super::Engine;
 use crate::outage::{Outage, with_timeout};

@@ -1,5 +1,5 @@
-//! Decides which jobs of the process can start. A suspect is a job whose worker has died several times. A suspect runs only while no other
-//! job of the process runs, so that a crash of the process is not counted for other jobs.
+//! Decides which jobs of the process can start. A suspect is a job whose worker has died at least twice. A suspect runs only while no other
+//! job of the process runs. If the suspect crashes the process, the crash is then not counted for other jobs.
 
 use crate::engine::{Engine, WorkerHandle};
 use crate::sync::lock;

@@ -1,4 +1,4 @@
-//! Waits until jobs have ended. One statement reads the statuses of all jobs for which callers in this process wait.
+//! Implements `Queue::wait`. One statement reads the statuses of all jobs for which callers in this process wait.
 
 use super::Engine;
 use crate::outage::{RESPONSE_TIMEOUT, with_timeout};
@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use ulid::Ulid;
 
-/// The first and the longest interval between two reads of the statuses. The interval doubles until a new waiter is added.
+/// The first and the longest interval between two reads of the statuses. The interval doubles after each read. When another caller starts
+/// to wait, the first interval applies again.
 const INTERVALS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
 
 #[derive(Default)]
@@ -24,7 +25,7 @@ struct State {
 }
 
 impl Waiters {
-    /// Wakes the waiters of these jobs. Each waiter then reads its job.
+    /// Wakes the callers that wait for these jobs. Each caller then reads its job from the store.
     pub(super) fn wake(&self, ids: &[Ulid]) {
         let mut state = lock(&self.0);
         for waiter in ids.iter().filter_map(|id| state.jobs.remove(id)).flatten() {
@@ -50,7 +51,7 @@ impl Engine {
     async fn poll_waiters(&self) {
         let mut interval = INTERVALS.0;
         loop {
-            Delay::new(interval).await; // each new waiter has just read its job
+            Delay::new(interval).await; // a new caller has just read its job
             let ids: Vec<_> = {
                 let mut state = lock(&self.waiters.0);
                 state.jobs.retain(|_, waiters| {
@@ -66,7 +67,7 @@ impl Engine {
             }
             let waiting: HashSet<_> = match with_timeout(RESPONSE_TIMEOUT, self.store.statuses(&ids)).await {
                 Ok(statuses) => statuses.into_iter().filter(|(_, status)| !status.is_final()).map(|(id, _)| id).collect(),
-                Err(_) => HashSet::new(), // the waiters read their jobs and receive the error
+                Err(_) => HashSet::new(), // wakes all callers, which read their jobs and receive the error
             };
             self.waiters.wake(&ids.into_iter().filter(|id| !waiting.contains(id)).collect::<Vec<_>>());
         }

@@ -1,4 +1,4 @@
-//! Stores the engine's state of a worker: the permits of the worker, and the jobs that the worker holds.
+//! Stores the state of a worker that the engine needs: how many permits are in use, and which jobs the worker holds.
 
 use super::Engine;
 use super::completer::Update;
@@ -38,7 +38,7 @@ pub(crate) struct WorkerHandle {
 #[derive(Default)]
 struct WorkerState {
     updates: Option<UnboundedSender<Update>>,
-    /// The worker holds these jobs, because their outcomes are not committed yet.
+    /// The jobs that the worker holds: it has fetched them, and their outcomes are not committed yet.
     jobs: HashMap<Ulid, InFlightJob>,
     /// The number of jobs that have a permit.
     running: usize,
@@ -47,7 +47,7 @@ struct WorkerState {
     is_limited: bool,
     /// Whether the task of the worker has ended.
     is_gone: bool,
-    /// The worker has fetched a job that it cannot run, so it fetches less often until this time.
+    /// The worker has fetched a job with an unknown payload version, so it fetches less often until this time.
     backs_off_until: Option<Instant>,
     /// The earliest time of the next fetch.
     next_fetch: Option<Instant>,
@@ -55,8 +55,8 @@ struct WorkerState {
 
 struct InFlightJob {
     running: Arc<RunningJob>,
-    /// `true` if the run of the handler has ended. When the outcome of the run is committed, the job can be fetched again, even before this
-    /// worker receives the response to the commit.
+    /// `true` if the handler has ended. When the store has committed the outcome, a worker can fetch the job again. This can happen before
+    /// the response to the commit arrives here.
     is_over: bool,
 }
 
@@ -84,7 +84,8 @@ impl WorkerHandle {
     }
 
     pub(super) fn send(&self, command: Command) {
-        // If the task of the worker has ended, the command is dropped with its lease, which puts the job back into the queue.
+        // If the task of the worker has ended, the command and its lease are dropped. The drop of the lease puts the job back into the
+        // queue.
         let _ = self.commands.unbounded_send(command);
     }
 
@@ -138,7 +139,8 @@ impl WorkerHandle {
         state.is_ready |= tick.is_ready && !tick.is_paused;
     }
 
-    /// Returns how many jobs the engine must fetch for the worker. Returns `None` if the worker needs no jobs, or if the queue has no jobs.
+    /// Returns how many jobs the engine must fetch for the worker now. Returns `None` if the worker cannot start another job, if its next
+    /// fetch is delayed, or if its queue has no jobs.
     pub(super) fn wants_jobs(&self) -> Option<usize> {
         let closing = self.is_closing();
         let state = lock(&self.state);
@@ -155,7 +157,7 @@ impl WorkerHandle {
         let mut state = lock(&self.state);
         state.is_ready |= has_more;
         let backs_off = state.backs_off_until.is_some_and(|until| Instant::now() < until);
-        // The time of the next fetch is random, so that each of several workers is sometimes the first to fetch.
+        // The time of the delayed fetch is random. If several workers fetch less often, each is then sometimes the first to fetch.
         state.next_fetch = backs_off.then(|| Instant::now() + BACK_OFF_INTERVAL.mul_f64(fastrand::f64() + 0.5));
     }
 
@@ -172,8 +174,8 @@ impl WorkerHandle {
         state.next_fetch.filter(|at| state.is_ready && *at > Instant::now())
     }
 
-    /// Makes the worker fetch less often until this time, because it cannot run some of the jobs. Other workers then fetch these jobs
-    /// first.
+    /// Makes the worker fetch less often until this time, because it cannot run some of the jobs. Other workers then usually fetch these
+    /// jobs first.
     pub(crate) fn back_off(&self, until: Instant) {
         let mut state = lock(&self.state);
         state.backs_off_until = state.backs_off_until.max(Some(until));
@@ -190,8 +192,9 @@ impl WorkerHandle {
         lock(&self.state).running -= 1;
     }
 
-    /// Adds a fetched job. If the job still runs in this worker, the run continues, and the result is `None`. This happens if this process
-    /// hung, another process recovered the job, and this worker then fetched the job again.
+    /// Adds a fetched job, and returns its lease. If this worker still runs the job after an earlier fetch, this run continues, and the
+    /// function returns `None`. This happens if the process hung for longer than the lease, and another process put the job back into the
+    /// queue. This worker can then fetch it again.
     pub(crate) fn take(self: &Arc<Self>, engine: &Arc<Engine>, job: &FetchedJob) -> Option<JobLease> {
         let mut state = lock(&self.state);
         if let Some(held) = state.jobs.get(&job.id).filter(|held| !held.is_over) {
@@ -219,7 +222,7 @@ impl WorkerHandle {
         lock(&self.state).jobs.values().filter(|job| ids.contains(&job.running.id)).for_each(|job| job.running.cancel());
     }
 
-    /// Removes a job after the outcome of this run is committed.
+    /// Removes a job after the outcome of this run is committed. If the worker has fetched the job again, the job stays.
     pub(super) fn remove(&self, id: Ulid, run: i32) {
         let mut state = lock(&self.state);
         if state.jobs.get(&id).is_some_and(|job| job.is_over && job.running.run.load(SeqCst) == run) {
@@ -229,11 +232,11 @@ impl WorkerHandle {
 }
 
 /// While a worker fetches less often, this is the mean interval between two fetches. By default, other workers check the queue at least
-/// this often.
+/// this often, so they can fetch the jobs in the meantime.
 const BACK_OFF_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The lease of a fetched job. The lease sends exactly one outcome, even if the task of the job panics or is dropped. If the lease is
-/// dropped before the job has ended, the drop sends the outcome.
+/// The lease of a fetched job. The lease sends exactly one outcome to the engine, even if the task of the job panics or is dropped. If the
+/// lease is dropped before the job has ended, the drop sends the outcome.
 pub(crate) struct JobLease {
     worker: Arc<WorkerHandle>,
     engine: Arc<Engine>,
@@ -303,7 +306,7 @@ impl JobLease {
         async move { response.await.ok() }
     }
 
-    /// Returns the state of the job after a failure of this attempt.
+    /// Returns the next state of the job if this attempt fails.
     pub(crate) fn after(&self, failure: &Failure) -> NextState {
         match failure.next {
             Next::Dead => NextState::Dead,
@@ -319,7 +322,8 @@ impl Drop for JobLease {
         match self.state {
             LeaseState::Over => {}
             LeaseState::Started if !self.is_closing() && self.clones.strong_count() > 0 => {
-                // A blocking closure that has a clone of the job may still run, and the next attempt must not overlap it.
+                // A blocking closure that owns a clone of the job may still run. The next attempt must not start before this closure has
+                // ended.
                 let (clones, signal) = (mem::take(&mut self.clones), self.worker.signal());
                 let lease = Self {
                     worker: self.worker.clone(),

@@ -25,7 +25,7 @@ const RECOVERED_TOTAL: &str = "background_tasks_jobs_recovered_total";
 pub(crate) struct Metrics(AtomicBool);
 
 impl Metrics {
-    /// Returns the current time if metrics are recorded.
+    /// Returns the current time, or `None` if the program records no metrics.
     pub(crate) fn now(&self) -> Option<Instant> {
         self.0.load(Relaxed).then(Instant::now)
     }
@@ -72,14 +72,16 @@ impl Durable {
     ///
     /// # Gauges
     ///
-    /// One task of the process reads the gauges of all queues of the store, with one statement per `interval`. Minimum of `interval`: 1
-    /// second. The duration of the statement does not depend on the number of jobs, because each count stops above
-    /// [`QueueCounts::LIMIT`](crate::QueueCounts::LIMIT). All processes that record metrics report the same gauges, so aggregate them with
-    /// `max`. During an outage of the store, the gauges keep their last values.
+    /// Once per `interval`, a task of this process reads the values of the gauges for all queues of the store, with one statement. Minimum
+    /// of `interval`: 1 second. The duration of the statement does not depend on the number of jobs, because each count stops above
+    /// [`QueueCounts::LIMIT`](crate::QueueCounts::LIMIT). During an outage of the store, the gauges keep their last values.
+    ///
+    /// Each process that records metrics reports the gauges of the whole store. To combine the gauges of several processes, use `max`, not
+    /// a sum.
     ///
     /// `background_tasks_jobs_oldest_due_seconds` is the time for which the oldest due job has waited for a worker, or 0 if no job is due.
-    /// Base alerts on this gauge, because it does not depend on the depth of the queue. The gauge rises when workers are missing, stuck or
-    /// too slow, or when the queue is paused.
+    /// Base alerts on this gauge. It rises when workers are missing, stuck or too slow, or when the queue is paused. It does not rise only
+    /// because a queue has many jobs.
     ///
     /// # Counters and histograms
     ///
@@ -89,13 +91,14 @@ impl Durable {
     /// - `retried`: the attempt has failed, and the job waits for its backoff.
     /// - `returned`: a shutdown has interrupted the attempt, and the job is back in the queue.
     /// - `deferred`: the worker does not know the version of the payload, so the job waits for another worker.
-    /// - `lost`: the outcome was discarded, because the lease had expired.
+    /// - `lost`: the worker has lost the job because its lease had expired, and the store has discarded the outcome.
     ///
-    /// The duration of an attempt is the time that the handler runs. If the job is retried, the duration also includes the time of blocking
-    /// work that has a clone of the [`Job`](crate::Job). The duration of a fetch is the duration of its statement. Recovered jobs are jobs
-    /// of dead workers that this process has put back into their queues.
+    /// The duration of an attempt is the time that the handler runs. If the job is retried, the duration includes the time until the last
+    /// clone of the [`Job`](crate::Job) is dropped. A blocking closure can own such a clone. The duration of a fetch is the duration of its
+    /// statement. The counter `background_tasks_jobs_recovered_total` counts the jobs of dead workers that this process has put back into
+    /// their queues.
     ///
-    /// The task that reads the gauges ends when all handles of the store and all its workers are dropped.
+    /// The task that reads the gauges ends when all handles of the store are dropped and all workers of this process have ended.
     ///
     /// # Examples
     ///

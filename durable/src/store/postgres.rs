@@ -28,16 +28,16 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A connection of the workers is closed after it has been idle for this time.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The time limit for checking that a connection responds. The pool checks a connection before each use, and some connections after each
-/// use.
+/// The time limit for checking that a connection responds. Both pools check a connection before each use. `Postgres::pool` also checks the
+/// connection after each use.
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub(crate) struct Postgres {
     pool: PgPool,
     /// The workers have a separate pool, because handlers may use all connections of `pool`.
     worker_pool: PgPool,
-    /// The connection for calls that the engine makes one at a time, such as `tick` and `fetch`. If these calls used the pool, it would
-    /// open more connections than needed: when a call starts, the connection of the previous call is not back in the pool yet.
+    /// The connection for calls that the engine makes one at a time, such as `tick` and `fetch`. If these calls used the pool, the pool
+    /// would open more connections than needed. When a call starts, the connection of the previous call is not back in the pool yet.
     engine_connection: Mutex<Option<PoolConnection<sqlx::Postgres>>>,
     /// The quoted name of the schema, followed by a dot.
     prefix: String,
@@ -47,18 +47,20 @@ impl Postgres {
     /// Connects to a database. If `is_existing` is false, also creates and migrates the tables.
     pub(crate) async fn connect(url: &str, schema: &str, is_existing: bool) -> StoreResult<Self> {
         let options: PgConnectOptions = url.parse().map_err(|error: sqlx::Error| Error::Address(error.to_string()))?;
-        // PgBouncer rejects this parameter, which affects only floating-point numbers in text format.
+        // This call removes the parameter `extra_float_digits`, because PgBouncer rejects it. The parameter affects only floating-point
+        // numbers in text format.
         let options = options.extra_float_digits(None);
         // If the future of a `begin` is dropped, the driver does not record the open transaction (sqlx issue 4393). All later calls on that
-        // connection would be part of this transaction and would be rolled back.
+        // connection would be part of this transaction and would be rolled back. Therefore `end_transaction` ends such a transaction.
         let pool =
             pool_options().before_acquire(|conn, _| ping(conn).boxed()).after_release(|conn, _| end_transaction(conn).boxed());
-        // This pool has no `after_release`, so that a connection is back in the pool before the next statement of the engine.
+        // This pool calls `end_transaction` before each use instead of after it. A connection is therefore back in the pool before the next
+        // statement of the engine.
         let worker_pool = pool_options().before_acquire(|conn, _| end_transaction(conn).boxed()).idle_timeout(IDLE_TIMEOUT);
         let worker_pool = worker_pool.after_connect(|conn, _| set_limits(conn).boxed()).connect_lazy_with(options.clone());
         let pool = match pool.connect_with(options.clone()).await {
             Err(sqlx::Error::PoolTimedOut) => return Err(connect_error(&options).await),
-            // The file of the socket, or a file for TLS, does not exist.
+            // A file that the URL names does not exist: the socket, or a certificate for TLS.
             Err(sqlx::Error::Io(error)) if error.kind() == ErrorKind::NotFound => return Err(unavailable(&options, &error)),
             Err(error) => return Err(with_address(&options, error)),
             Ok(pool) => pool,
@@ -79,7 +81,7 @@ impl Postgres {
 }
 
 impl Drop for Postgres {
-    /// Closes the connection directly. To put the connection back into its pool, a runtime would be needed.
+    /// Closes the connection without its pool. A return to the pool needs a runtime, and the caller may not be in a runtime.
     fn drop(&mut self) {
         drop(self.engine_connection.get_mut().take().map(PoolConnection::leak));
     }
@@ -95,8 +97,8 @@ async fn ping(conn: &mut PgConnection) -> sqlx::Result<bool> {
     ping_timeout(conn.ping()).await.map(|()| true)
 }
 
-/// Ends a transaction that the driver has not recorded. Without a time limit, a connection that does not respond would stay in the pool
-/// until the kernel closes it.
+/// Ends a transaction that the driver has not recorded. The call has a time limit: otherwise, a connection that does not respond would stay
+/// in the pool until the kernel closes it.
 async fn end_transaction(conn: &mut PgConnection) -> sqlx::Result<bool> {
     ping_timeout(sqlx::raw_sql("BEGIN; ROLLBACK").execute(conn)).await.map(|_| true)
 }
@@ -105,17 +107,22 @@ async fn ping_timeout<T>(call: impl Future<Output = sqlx::Result<T>>) -> sqlx::R
     timeout(PING_TIMEOUT, call).await.unwrap_or_else(|elapsed| Err(sqlx::Error::Io(elapsed.into())))
 }
 
-/// Configures a connection of the workers. Without the first setting, the server keeps the locks of a transaction whose connection does not
-/// respond, usually for two hours. Without the second setting, a connection that waits for a lock looks like a connection that does not
-/// respond. The other settings keep the server from sorting a whole queue when its statistics are old. These settings raise the estimated
-/// cost of plans, so the last setting keeps the server from compiling the plans.
+/// Configures a connection of the workers.
+///
+/// If a client does not respond during a transaction, the server keeps the locks of the transaction, usually for two hours.
+/// `idle_in_transaction_session_timeout` shortens this time. `lock_timeout` ends a statement that waits for a lock. Without this setting,
+/// the worker could not distinguish the wait from a connection that does not respond.
+///
+/// If the statistics of the server are old, the server may plan to sort or to scan a whole queue. The three `enable_` settings prevent such
+/// plans. They also raise the estimated cost of plans, and the server compiles plans with a high cost. `jit = off` prevents this.
 async fn set_limits(conn: &mut PgConnection) -> sqlx::Result<()> {
     let limits = "SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '10s';
         SET enable_sort = off; SET enable_bitmapscan = off; SET enable_seqscan = off; SET jit = off";
     sqlx::raw_sql(limits).execute(conn).await.map(drop)
 }
 
-/// Connects one time to find out why the pool could not connect. The pool retries until its time limit, and does not report the cause.
+/// Connects one time to find out why the pool could not connect. The pool itself retries until its time limit expires, and does not return
+/// the cause.
 async fn connect_error(options: &PgConnectOptions) -> Error {
     let connected = select(PgConnection::connect_with(options).boxed(), Delay::new(Duration::from_secs(1))).await;
     let error = if let Either::Left((Err(error), _)) = connected { error } else { sqlx::Error::PoolTimedOut };
@@ -137,7 +144,7 @@ fn unavailable(options: &PgConnectOptions, cause: impl Display) -> Error {
     })
 }
 
-/// The schema of the tables if the program does not choose another schema.
+/// The default schema of the tables.
 pub(crate) const SCHEMA: &str = "background_tasks";
 
 /// The migrations of the tables. Each migration contains the statements that create one version of the tables. `@` is replaced by the
@@ -146,8 +153,8 @@ const MIGRATIONS: [&str; 1] = [include_str!("migrations/postgres_1.sql")];
 const CARRY_OVER: &str = include_str!("migrations/postgres_carry_over.sql");
 
 async fn migrate(conn: &mut PgConnection, prefix: &str, schema: &str) -> StoreResult {
-    // The tables are checked first, because a user without the privilege `CREATE` cannot run `CREATE … IF NOT EXISTS`, even if the tables
-    // exist.
+    // If all tables exist, this function must not try to create them. A user without the privilege `CREATE` cannot run `CREATE … IF NOT
+    // EXISTS`, even if the tables exist.
     let versions = format!("{prefix}versions");
     let exist: (bool, bool) = sqlx::query_as("SELECT to_regclass($1) IS NOT NULL, to_regclass($2) IS NOT NULL")
         .bind(&versions)
@@ -269,11 +276,11 @@ fn without_nul(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }
 
-/// The lateral join makes the server use the index of available jobs, even if the statistics of the table are missing or old. In other
-/// forms of this statement, the server sorts the whole queue at each fetch if the limit is a parameter. Statistics that were collected
-/// while the queue was empty have the same effect.
+/// Fetches jobs. The lateral join makes the server use the index of available jobs, even if the statistics of the table are missing or old.
+/// Without the join, there are two cases in which the server sorts the whole queue at each fetch. In the first case, the limit is a
+/// parameter. In the second case, the statistics were collected while the queue was empty.
 ///
-/// The commit is synchronous. After an asynchronous commit, a crash of the server could undo the fetch, and another worker could start the
+/// The commit is synchronous. After an asynchronous commit, a crash of the server could undo the fetch. Another worker could then start the
 /// job while this worker still runs it.
 const FETCH: &str = "WITH fetched AS (
     UPDATE @jobs AS jobs SET state = 'running', run = run + 1, worker = requests.worker
@@ -289,14 +296,15 @@ const FETCH: &str = "WITH fetched AS (
     SELECT id, queue, run, attempts, crashes, version, payload, checkpoint, priority, (extract(epoch FROM run_at) * 1000000)::bigint AS due
     FROM fetched";
 
-/// Locks the row of the queue, so that the next statement sees the jobs that other workers have fetched.
+/// Reads the limits of a queue, and locks their row until the transaction ends. Workers of the queue therefore fetch one after another, and
+/// the next statement counts all jobs that other workers have fetched.
 const LOCK_LIMITS: &str = "SELECT paused, max_running, max_running_per_key, rate_jobs, rate_seconds,
     least(rate_jobs, rate_left + extract(epoch FROM clock_timestamp() - rate_at)::float8 * rate_jobs / rate_seconds) AS allowed
     FROM @queues WHERE name = $1 FOR UPDATE";
 
 const RUNNING: &str = "SELECT count(*) FROM @jobs WHERE worker IS NOT NULL AND state = 'running' AND queue = $1";
 
-/// Fetches jobs of a queue with limits. Jobs that are over the limit of their key become blocked.
+/// Fetches jobs of a queue with limits. If the limit of its key allows no further job, a job becomes blocked instead.
 const FETCH_LIMITED: &str = "WITH next AS (
     SELECT id, limit_key, priority, run_at FROM @jobs WHERE queue = $1 AND state = 'available'
     AND EXISTS (SELECT FROM @workers WHERE id = $2 AND expires_at > now())
@@ -312,8 +320,8 @@ const FETCH_LIMITED: &str = "WITH next AS (
 
 const SPEND_RATE: &str = "UPDATE @queues SET rate_left = $2, rate_at = clock_timestamp() WHERE name = $1";
 
-/// Makes due jobs available. For each queue, returns whether workers can fetch jobs, and when the next job is due. The outer query reads
-/// the states that the jobs had before the update.
+/// Makes due jobs available. For each queue, returns whether workers can fetch jobs, and when the next job is due. The outer query does not
+/// see the update: it reads the states that the jobs had before. The query therefore also reads `due`, which contains the updated jobs.
 const TICK: &str = "WITH due AS (
     UPDATE @jobs SET state = 'available' WHERE id = ANY (ARRAY(
         SELECT next.id FROM unnest($1::text[]) AS queues (name)
@@ -331,8 +339,8 @@ const TICK: &str = "WITH due AS (
     LEFT JOIN LATERAL (SELECT id FROM @jobs WHERE queue = queues.name AND state = 'available'
         ORDER BY priority DESC, run_at, id LIMIT 1) AS available ON true";
 
-/// Commits outcomes. An outcome changes its job only if no other outcome of the same run was committed, and if the worker has not lost the
-/// job.
+/// Commits outcomes. An outcome has no effect in three cases: another outcome of the same run was committed before, the worker has lost
+/// the job, or the job is cancelled.
 const COMMIT: &str = "UPDATE @jobs AS jobs SET state = outcome.state, worker = NULL, attempts = attempts + outcome.charge,
         run_at = coalesce(now() + make_interval(secs => outcome.delay), run_at),
         ended_at = CASE WHEN outcome.state IN ('done', 'dead') THEN now() END,
@@ -342,15 +350,16 @@ const COMMIT: &str = "UPDATE @jobs AS jobs SET state = outcome.state, worker = N
         AS outcome (id, run, state, charge, delay, result, error)
     WHERE jobs.id = outcome.id AND jobs.run = outcome.run AND jobs.state = 'running' RETURNING jobs.id, jobs.queue, jobs.limit_key";
 
-/// Releases cancelled jobs from their workers. `COMMIT` has not changed these jobs.
+/// Removes the worker from cancelled jobs, whose handlers have now stopped. `COMMIT` changes only running jobs, and therefore skips
+/// cancelled jobs.
 const RELEASE_CANCELLED: &str = "UPDATE @jobs SET worker = NULL WHERE id = ANY ($1) AND state = 'cancelled' AND worker IS NOT NULL RETURNING id, queue, limit_key";
 
-/// Finds jobs that have a limit key and had already ended before this call: their handlers have called `complete_in`, or an earlier call
-/// has committed their outcomes.
+/// Finds jobs that have a limit key, and that had already ended before this call. Either their handlers have called `complete_in`, or an
+/// earlier call has committed their outcomes. The end of these jobs may allow blocked jobs with the same key to start.
 const ENDED_OTHERWISE: &str =
     "SELECT id, queue, limit_key FROM @jobs WHERE id = ANY ($1) AND worker IS NULL AND limit_key IS NOT NULL";
 
-/// Makes available the next blocked job of each of these limit keys.
+/// Makes the next blocked job of each of these limit keys available.
 const UNBLOCK: &str = "UPDATE @jobs SET state = 'available' WHERE id = ANY (ARRAY(
     SELECT next.id FROM unnest($1::text[], $2::text[]) AS keys (queue, key)
     CROSS JOIN LATERAL (SELECT id FROM @jobs WHERE queue = keys.queue AND limit_key = keys.key AND state = 'blocked'
@@ -360,9 +369,9 @@ const COLUMNS: &str =
     "id, queue, priority, limit_key, state, attempts, crashes, version, (extract(epoch FROM run_at) * 1000000)::bigint AS run_at,
     (extract(epoch FROM ended_at) * 1000000)::bigint AS ended_at, error, result, payload";
 
-/// Finds the names of the queues without reading all jobs. In each index, the statement skips from one queue to the next. In the index of
-/// available jobs, the statement also skips from one priority to the next. The first job of each priority is the oldest job of this
-/// priority.
+/// Reads all queues without reading all jobs. In each index, the statement skips from one queue to the next. In the index of available
+/// jobs, the statement also skips from one priority to the next. The first job of each priority is the oldest job of this priority. From
+/// these first jobs, the statement finds the oldest due job of the queue.
 const QUEUES: &str = "WITH RECURSIVE
     available AS (
         (SELECT queue, priority, run_at FROM @jobs WHERE state = 'available' ORDER BY queue, priority DESC, run_at LIMIT 1)
@@ -409,12 +418,14 @@ const RECOVER: &str = "WITH dead AS (DELETE FROM @workers WHERE expires_at < now
         WHERE worker IN (SELECT id FROM dead) RETURNING id)
     SELECT count(*) FROM lost";
 
-/// If jobs were fetched while their worker was deregistered, makes them available again. No worker has started these jobs.
+/// If the worker of a job is not registered, makes the job available again. The job was fetched while its worker was deregistered, so no
+/// worker has started the job.
 const RECOVER_UNSTARTED: &str =
     "UPDATE @jobs AS jobs SET state = CASE state WHEN 'running' THEN 'available' ELSE state END, worker = NULL
     WHERE worker IS NOT NULL AND NOT EXISTS (SELECT FROM @workers WHERE workers.id = jobs.worker)";
 
-/// Sorts the rows of a fetch, which the server returns in any order. The settings of the connection disable sorts by the server.
+/// Sorts the rows of a fetch, because the server returns them in any order. `set_limits` has disabled sorts: in the statement, a sort
+/// would have a very large estimated cost.
 fn in_order(mut rows: Vec<PgRow>) -> Vec<PgRow> {
     let key = |row: &PgRow| -> sqlx::Result<(i64, i64, String)> {
         Ok((-i64::from(row.try_get::<i32, _>("priority")?), row.try_get("due")?, row.try_get("id")?))
@@ -479,11 +490,11 @@ impl Postgres {
         Ok(EngineConnection { slot: Some(slot), connection })
     }
 
-    /// If the engine's connection is free, returns this connection. If not, returns another connection of the pool. While the caller uses
-    /// the returned connection, the engine can use another connection.
+    /// Returns the engine's connection if no call uses it. Otherwise, returns another connection of the pool. The engine never waits for
+    /// this caller, because it can also take another connection.
     async fn idle_connection(&self) -> StoreResult<EngineConnection<'_>> {
         let mut kept = self.engine_connection.try_lock().ok().and_then(|mut slot| slot.take());
-        // The connection is checked, so that a call of the program does not fail because the server was restarted.
+        // If the server was restarted, the kept connection is closed. Without this check, a call of the program would then fail.
         if let Some(connection) = &mut kept
             && end_transaction(connection).await.is_err()
         {
@@ -496,7 +507,8 @@ impl Postgres {
         Ok(EngineConnection { slot: None, connection })
     }
 
-    /// Keeps the connection of a successful call for the next call. If a call fails or is dropped, its connection goes back into the pool.
+    /// Keeps the connection of a successful call for the next call. A failed or dropped call does not reach this function, and its
+    /// connection goes back into the pool.
     fn keep<'a>(&'a self, used: EngineConnection<'a>) {
         if let Some(mut slot) = used.slot.or_else(|| self.engine_connection.try_lock().ok()) {
             slot.get_or_insert(used.connection);
@@ -521,7 +533,7 @@ impl Store for Postgres {
         &self.prefix
     }
 
-    /// Because processes send notifications, polls are needed only for jobs whose notification was lost.
+    /// Processes send notifications. Polls are therefore needed only for jobs whose notification was lost, and this interval can be long.
     fn poll_interval(&self) -> Duration {
         Duration::from_secs(1)
     }
@@ -536,7 +548,7 @@ impl Store for Postgres {
 
     fn heart(&self) -> StoreFuture<'_, Box<dyn Heart>> {
         async move {
-            // The driver's listener needs a pool.
+            // The driver creates a listener only from a pool.
             let pool = pool_options().max_connections(1).idle_timeout(None).max_lifetime(None);
             let pool = pool.after_connect(|conn, _| set_limits(conn).boxed());
             let pool = pool.connect_lazy_with((*self.pool.connect_options()).clone());
@@ -842,7 +854,7 @@ impl Store for Postgres {
         .boxed()
     }
 
-    /// Counts jobs by counting the entries of the partial indexes.
+    /// Counts jobs with the partial indexes, instead of reading the whole table.
     fn counts<'a>(&'a self, queue: &'a str) -> StoreFuture<'a, QueueCounts> {
         async move {
             let count = |state| {
@@ -852,7 +864,7 @@ impl Store for Postgres {
             };
             let query = self.sql(&STATES.map(count).join(" UNION ALL "));
             let mut counts = QueueCounts::default();
-            // The settings of this connection keep the server from scanning a table that it has not analyzed.
+            // If the server has not analyzed the table, it may scan the whole table. The settings of this connection prevent this.
             let mut conn = self.idle_connection().await?;
             for (state, jobs) in sqlx::query_as::<_, (String, i64)>(query).bind(queue).fetch_all(&mut *conn.connection).await? {
                 counts.add(&state, jobs);
@@ -866,7 +878,7 @@ impl Store for Postgres {
     fn queues(&self) -> StoreFuture<'_, Vec<QueueInfo>> {
         async move {
             let query = self.sql(&QUEUES.replace("%counts", &count_columns("@jobs", |_| String::new())));
-            // The settings of this connection keep the server from sorting, and from compiling the plan of the statement.
+            // The settings of this connection keep the server from sorting whole queues, and from compiling the plan of the statement.
             let mut conn = self.idle_connection().await?;
             let rows = sqlx::query(query).fetch_all(&mut *conn.connection).await?;
             self.keep(conn);

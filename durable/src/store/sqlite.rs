@@ -26,8 +26,8 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) struct Sqlite {
     file: File,
-    /// A pool with a single connection for writes. SQLite allows one writer at a time, and the queue of a pool is fairer than
-    /// SQLite's busy timeout.
+    /// A pool with a single connection for writes, because SQLite allows only one writer at a time. Writers of this process wait in the
+    /// queue of this pool, which is fairer than SQLite's busy timeout.
     writer: SqlitePool,
     pool: SqlitePool,
     /// Keeps a database in memory alive. The pools may close all their connections, and SQLite deletes the database when its last
@@ -74,7 +74,8 @@ impl Sqlite {
         let start = Instant::now();
         let writer = loop {
             match connect().await.map_err(|error| with_path(error.into())) {
-                // If several connections switch a new file to its write-ahead log at the same time, all except one fail without waiting.
+                // If several processes open a new file at the same time, each of them switches the file to a write-ahead log. SQLite lets
+                // only one of them succeed, and the others fail without waiting, so this loop retries.
                 Err(Error::Locked(_)) if start.elapsed() < LOCK_TIMEOUT => Delay::new(Duration::from_millis(20)).await,
                 connected => break connected?,
             }
@@ -88,8 +89,8 @@ impl Sqlite {
 }
 
 fn options(path: &Path) -> SqliteConnectOptions {
-    // `synchronous` makes commits survive a power failure. The row buffer is large enough for all rows of a fetch, so that the statement
-    // ends even if a handler blocks the runtime.
+    // With `Full`, commits survive a power failure. The row buffer is large enough for all rows of a fetch. The thread of the driver can
+    // therefore finish the statement even if a handler blocks the runtime, so that no task receives the rows.
     SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true)
@@ -101,8 +102,8 @@ fn options(path: &Path) -> SqliteConnectOptions {
 fn pool(max_connections: u32) -> SqlitePoolOptions {
     let options =
         SqlitePoolOptions::new().max_connections(max_connections).acquire_timeout(LOCK_TIMEOUT * 3).test_before_acquire(false);
-    // When the disk is full, SQLite rolls back the transaction, but the driver still counts it as open. The pool does not use such a
-    // connection again.
+    // When the disk is full, SQLite rolls back the transaction, but the driver still counts the transaction as open. The pool does not use
+    // a connection with such a transaction again.
     options.before_acquire(|conn, _| ready(Ok(!conn.is_in_transaction())).boxed())
 }
 
@@ -148,7 +149,8 @@ async fn check_tables(options: &SqliteConnectOptions) -> StoreResult {
     check_version(&MIGRATIONS, version)
 }
 
-/// The identity of the opened file. If the file was deleted or replaced, writes still succeed, but their data is lost.
+/// The identity of the opened file. If the file is deleted or replaced, writes still succeed, but their data is lost. Calls therefore
+/// compare this identity with the file that is now at the path.
 #[derive(Clone)]
 struct File {
     /// The path of the file. The path is empty for a database in memory.
@@ -223,7 +225,7 @@ const PUSHED: &str = "SELECT id FROM background_tasks_jobs WHERE queue = ?1 AND 
     UNION ALL SELECT id FROM background_tasks_jobs WHERE queue = ?1 AND unique_key = ?2 AND unique_until IS NOT NULL AND unique_until > ?3
     LIMIT 1";
 
-/// Inserts the jobs with a single statement, which needs no explicit transaction and only one round trip to the driver's thread.
+/// Inserts the jobs with a single statement. The statement needs no explicit transaction, and only one round trip to the driver's thread.
 pub(crate) async fn push(conn: &mut SqliteConnection, spec: &JobSpec, payloads: &[Vec<u8>]) -> StoreResult<Pushed> {
     let (ids, mut end) = (new_ids(payloads.len()), 0);
     let parts = ids.iter().zip(payloads).map(|(id, payload)| {
@@ -254,7 +256,7 @@ pub(crate) async fn push(conn: &mut SqliteConnection, spec: &JobSpec, payloads: 
     }
 }
 
-/// `INDEXED BY` keeps the query planner from choosing another index.
+/// Fetches jobs. `INDEXED BY` keeps the query planner from choosing another index.
 const FETCH: &str = "UPDATE background_tasks_jobs SET state = 'running', run = run + 1, worker = ?2 WHERE seq IN (
         SELECT seq FROM background_tasks_jobs INDEXED BY background_tasks_jobs_available WHERE queue = ?1 AND state = 'available'
         AND EXISTS (SELECT 1 FROM background_tasks_workers WHERE id = ?2 AND expires_at > ?4)
@@ -268,7 +270,7 @@ const LIMITS: &str = "SELECT paused, max_running, max_running_per_key, rate_jobs
     (SELECT count(*) FROM background_tasks_jobs WHERE worker IS NOT NULL AND state = 'running' AND queue = ?1) AS running
     FROM background_tasks_queues WHERE name = ?1";
 
-/// Fetches jobs of a queue with limits. Jobs that are over the limit of their key become blocked.
+/// Fetches jobs of a queue with limits. If the limit of its key allows no further job, a job becomes blocked instead.
 const FETCH_LIMITED: &str = "UPDATE background_tasks_jobs SET
         state = CASE WHEN starts THEN 'running' ELSE 'blocked' END, run = run + starts, worker = CASE WHEN starts THEN ?2 END
     FROM (SELECT next.seq AS next, ?4 IS NULL OR next.limit_key IS NULL
@@ -296,8 +298,8 @@ const TICK: &str = "SELECT value AS name, coalesce(paused, 0) AS paused,
                 WHERE queue = value AND state = 'retrying' AND state IN ('scheduled', 'retrying'))) AS next_due
     FROM json_each(?1) LEFT JOIN background_tasks_queues ON name = value";
 
-/// Commits outcomes. An outcome changes its job only if no other outcome of the same run was committed, and if the worker has not lost the
-/// job.
+/// Commits outcomes. An outcome has no effect in three cases: another outcome of the same run was committed before, the worker has lost
+/// the job, or the job is cancelled.
 const COMMIT: &str = "UPDATE background_tasks_jobs AS jobs SET state = outcome.state, worker = NULL, attempts = attempts + charge,
         run_at = coalesce(?2 + delay, run_at), ended_at = CASE WHEN outcome.state IN ('done', 'dead') THEN ?2 END,
         checkpoint = CASE WHEN outcome.state = 'done' THEN NULL ELSE checkpoint END, result = outcome.result,
@@ -306,16 +308,17 @@ const COMMIT: &str = "UPDATE background_tasks_jobs AS jobs SET state = outcome.s
         value ->> 5 AS result, value ->> 6 AS error FROM json_each(?1)) AS outcome
     WHERE jobs.id = outcome.id AND jobs.run = outcome.run AND jobs.state = 'running' RETURNING id, queue, limit_key";
 
-/// Releases cancelled jobs from their workers. `COMMIT` has not changed these jobs.
+/// Removes the worker from cancelled jobs, whose handlers have now stopped. `COMMIT` changes only running jobs, and therefore skips
+/// cancelled jobs.
 const RELEASE_CANCELLED: &str = "UPDATE background_tasks_jobs SET worker = NULL
     WHERE id IN (SELECT value FROM json_each(?1)) AND state = 'cancelled' AND worker IS NOT NULL RETURNING id, queue, limit_key";
 
-/// Finds jobs that have a limit key and had already ended before this call: their handlers have called `complete_in`, or an earlier call
-/// has committed their outcomes.
+/// Finds jobs that have a limit key, and that had already ended before this call. Either their handlers have called `complete_in`, or an
+/// earlier call has committed their outcomes. The end of these jobs may allow blocked jobs with the same key to start.
 const ENDED_OTHERWISE: &str = "SELECT id, queue, limit_key FROM background_tasks_jobs
     WHERE id IN (SELECT value FROM json_each(?1)) AND worker IS NULL AND limit_key IS NOT NULL";
 
-/// Makes available the next blocked job of a limit key.
+/// Makes the next blocked job of a limit key available.
 const UNBLOCK: &str = "UPDATE background_tasks_jobs SET state = 'available' WHERE seq IN (
     SELECT seq FROM background_tasks_jobs INDEXED BY background_tasks_jobs_blocked
     WHERE queue = ?1 AND limit_key = ?2 AND state = 'blocked' ORDER BY priority DESC, run_at, seq LIMIT 1)";
@@ -335,18 +338,20 @@ const RECOVER: &str =
         run_at = ?1 + min(600, 2 << min(crashes, 10)) * (500 + abs(random() % 1000))
     WHERE worker IN (SELECT id FROM background_tasks_workers WHERE expires_at < ?1)";
 
-/// If jobs were fetched while their worker was deregistered, makes them available again. No worker has started these jobs.
+/// If the worker of a job is not registered, makes the job available again. The job was fetched while its worker was deregistered, so no
+/// worker has started the job.
 const RECOVER_UNSTARTED: &str = "UPDATE background_tasks_jobs SET
         state = CASE state WHEN 'running' THEN 'available' ELSE state END, worker = NULL
     WHERE worker IS NOT NULL AND worker NOT IN (SELECT id FROM background_tasks_workers)";
 
-/// Checks whether jobs or workers must be recovered. Unlike an update, this read does not wait for other writers.
+/// Checks whether the lease of a worker has expired, or a job belongs to a worker that is not registered. The updates that recover jobs
+/// wait for other writers, and this read does not. Therefore the updates run only if this read finds something.
 const HAS_DEAD: &str = "SELECT EXISTS (SELECT 1 FROM background_tasks_workers WHERE expires_at < ?1)
     OR EXISTS (SELECT 1 FROM background_tasks_jobs WHERE worker IS NOT NULL AND worker NOT IN (SELECT id FROM background_tasks_workers))";
 
-/// Finds the names of the queues without reading all jobs. In each index, the statement skips from one queue to the next. In the index of
-/// available jobs, the statement also skips from one priority to the next. The first job of each priority is the oldest job of this
-/// priority. `?1` is the current time.
+/// Reads all queues without reading all jobs. In each index, the statement skips from one queue to the next. In the index of available
+/// jobs, the statement also skips from one priority to the next. The first job of each priority is the oldest job of this priority. From
+/// these first jobs, the statement finds the oldest due job of the queue. `?1` is the current time.
 const QUEUES: &str = "WITH RECURSIVE
     available (queue, priority, run_at) AS (
         SELECT * FROM (SELECT queue, priority, run_at FROM background_tasks_jobs INDEXED BY background_tasks_jobs_available
@@ -390,7 +395,7 @@ const QUEUES: &str = "WITH RECURSIVE
 
 const DEREGISTER: &str = "DELETE FROM background_tasks_workers WHERE id IN (SELECT value FROM json_each(?1))";
 
-/// Makes a statement use the index of jobs that have ended.
+/// Makes a statement use the index that contains the done, dead and cancelled jobs.
 const ENDED: &str = "INDEXED BY background_tasks_jobs_ended";
 
 fn fetched(row: &SqliteRow) -> StoreResult<FetchedJob> {
@@ -406,7 +411,7 @@ fn fetched(row: &SqliteRow) -> StoreResult<FetchedJob> {
     })
 }
 
-/// Sorts the rows of a fetch, which SQLite returns in any order.
+/// Sorts the rows of a fetch, because SQLite returns them in any order.
 fn in_order(mut rows: Vec<SqliteRow>) -> Vec<SqliteRow> {
     let column = |row: &SqliteRow, name| row.try_get::<i64, _>(name).unwrap_or(0);
     rows.sort_by_cached_key(|row| (-column(row, "priority"), column(row, "run_at"), column(row, "seq")));
@@ -440,7 +445,8 @@ impl Store for Sqlite {
         POLL_INTERVAL
     }
 
-    /// The engine checks the queues at most once a second, because the heartbeat thread polls the file for changes.
+    /// The regular checks of the queues happen at most once a second. The heartbeat thread polls the file at the poll interval, and a
+    /// change of the file causes an additional check.
     fn look_interval(&self, poll_interval: Duration) -> Duration {
         poll_interval.max(Duration::from_secs(1))
     }
@@ -502,7 +508,7 @@ impl Store for Sqlite {
                 };
                 rows.iter().map(tick).collect::<StoreResult<Vec<_>>>()
             };
-            // The statement that writes runs only if a job is due, because a write waits for other writers.
+            // A write waits for other writers. Therefore `PROMOTE`, which writes, runs only if a job is due.
             let mut ticks = look().await?;
             for tick in ticks.iter_mut().filter(|tick| tick.next_due == Some(Duration::ZERO)) {
                 sqlx::query(PROMOTE).bind(&tick.queue).bind(now()).execute(&self.writer).await?;
@@ -707,7 +713,7 @@ impl Store for Sqlite {
         async move {
             self.file.check_available()?;
             let (columns, next) = order.sql();
-            // If the job `after` has been deleted in the meantime, the page starts with the jobs that have the same time.
+            // If the job `after` was deleted since the previous page, this page starts with all jobs that have the same time as `after`.
             let first = if matches!(order, Order::Ended) { i64::MAX } else { 0 };
             let seq = format!("coalesce((SELECT seq FROM background_tasks_jobs WHERE id = ?4), {first})");
             let next = next.replace("@1", "?2").replace("@2", "?3").replace("@3", &seq).replace("@4", "?5");
@@ -776,7 +782,7 @@ impl Store for Sqlite {
         .boxed()
     }
 
-    /// Counts jobs by counting the entries of the partial indexes.
+    /// Counts jobs with the partial indexes, instead of reading the whole table.
     fn counts<'a>(&'a self, queue: &'a str) -> StoreFuture<'a, QueueCounts> {
         async move {
             self.file.check_available()?;
@@ -893,7 +899,8 @@ impl Store for Sqlite {
 
 struct SqliteHeart {
     file: File,
-    /// This connection is not from a pool, because a blocked runtime does not release the connections of its pools.
+    /// This connection is not from a pool. While a handler blocks the runtime of the program, tasks of this runtime may hold all
+    /// connections of the pools, and cannot release them.
     conn: SqliteConnection,
     /// The version of the file. SQLite changes this number when another connection commits.
     version: Option<i64>,

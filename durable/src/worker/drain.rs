@@ -1,5 +1,5 @@
-//! Runs the jobs of a queue in the caller's task, for tests. Each attempt runs the same code as in a worker. Only the fetches differ: they
-//! are repeated until no job of the queue is due.
+//! Runs the jobs of a queue in the caller's task, for tests. Each attempt runs the same code as in a worker. Only the fetches differ: the
+//! function repeats them until no job of the queue is due.
 
 use super::executor::Executor;
 use crate::engine::WorkerHandle;
@@ -61,7 +61,7 @@ where
             };
             let Some(job) = fetch.jobs.into_iter().next() else {
                 if fetch.has_more {
-                    continue; // the fetched job is blocked by the limit of its key
+                    continue; // the limit of its key blocks the fetched job
                 }
                 return Ok(all);
             };
@@ -70,7 +70,7 @@ where
                 let changed = engine.slots.changed().listen();
                 match engine.try_start(&handle, false) {
                     Some(permit) => break permit,
-                    None => changed.await, // a suspect of another worker runs alone
+                    None => changed.await, // another worker runs a suspect, which must run alone
                 }
             };
             if let Some(lease) = handle.take(engine, &job) {

@@ -19,8 +19,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant, SystemTime};
 
-/// After a job with an unknown version, a worker fetches less often for at most this time. During this time, other workers usually fetch
-/// first.
+/// After a worker has fetched a job with an unknown payload version, it fetches less often, for at most this time. Other workers then
+/// usually fetch the job first.
 const MAX_BACK_OFF: Duration = Duration::from_mins(5);
 
 /// The size in bytes of the largest result or error that is stored.
@@ -82,7 +82,8 @@ where
             permit.worker.back_off(Instant::now() + (delay * 2).min(MAX_BACK_OFF));
         }
         let (state, is_charged, value, error, end) = match result {
-            // The handler has called `complete_in`. If its transaction was not committed, the attempt has failed.
+            // The handler has called `complete_in`. If its transaction was committed, the store ignores the outcome below, because the job
+            // is already done. Otherwise the attempt has failed.
             Ok(Ok(_)) if lease.running.is_completed.load(SeqCst) => {
                 let failure = Failure::retry("the transaction that completes the job was not committed");
                 (lease.after(&failure), true, None, Some(failure.to_string()), End::Completed)
@@ -100,7 +101,7 @@ where
             }
         };
         if let NextState::Retrying(_) = state {
-            // A blocking closure that has a clone of the job may still run, and the retry must not overlap it.
+            // A blocking closure that owns a clone of the job may still run. The retry must not start before this closure has ended.
             lease.released().await;
         }
         drop(permit);
@@ -117,7 +118,7 @@ where
         }
         let (id, attempts) = (lease.running.id, self.options.max_attempts.saturating_add(job.crashes));
         let what = match (&error, end) {
-            (Some(error), End::Panicked) => error.strip_prefix(PANICKED).unwrap_or(error), // the task counts as panicked
+            (Some(error), End::Panicked) => error.strip_prefix(PANICKED).unwrap_or(error), // the observers already see a panic
             (Some(error), _) if state != NextState::Done => error,
             (_, End::Cancelled) => "cancelled",
             _ => "completed",

@@ -99,3 +99,20 @@ async fn dropped_enqueue_does_not_roll_back_other_jobs() {
     })
     .await;
 }
+
+/// If a call to `begin` is dropped while the server executes it, the driver does not record the transaction. The transaction must end when
+/// the connection returns to the pool.
+#[tokio::test(flavor = "multi_thread")]
+async fn unrecorded_transaction_ends_when_its_connection_is_released() {
+    let Some(database) = TestDatabase::postgres() else { return };
+    let (jobs, other) = (database.open().await, database.open().await);
+    let pool = jobs.postgres_pool().unwrap();
+    let mut connection = pool.acquire().await.unwrap();
+    sqlx::raw_sql("BEGIN").execute(&mut *connection).await.unwrap();
+    drop(connection);
+    until("the connections are idle", async || (pool.num_idle() == pool.size() as usize).then_some(())).await;
+    // One of these jobs uses that connection.
+    for id in join_all((0..pool.size()).map(|_| jobs.queue::<Mail>("mail").enqueue(mail("ann")).into_future())).await {
+        assert!(other.queue::<Mail>("mail").info(id.unwrap()).await.unwrap().is_some());
+    }
+}

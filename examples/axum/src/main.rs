@@ -25,7 +25,7 @@ use tokio::runtime::Runtime;
 use tokio::time::sleep;
 use tracing::{info, instrument};
 
-/// The type of the task registry. Each task runs in the tracing span of the request that started it, so the log line of a lost mail
+/// The type of the task registry. Each task runs in the tracing span of the request that started it. So the log line of a lost mail
 /// contains the address of the sign-up.
 type Tasks = Registry<InSpan<TokioSpawner>>;
 
@@ -41,7 +41,7 @@ struct Service {
 fn main() -> ExitCode {
     let options = Options::from_args();
     tracing_subscriber::fmt().with_writer(background_tasks_host::stderr).init();
-    // Installs the recorder before the observer is created, because the observer describes its metrics to the recorder.
+    // The recorder must be installed first, because a new `MetricsObserver` registers the descriptions of its metrics with the recorder.
     let prometheus = PrometheusBuilder::new().install_recorder().expect("the program has no other recorder");
     let metrics = MetricsObserver::new("signups").by_name();
     let tasks = Registry::builder(InSpan(TokioSpawner))
@@ -51,10 +51,10 @@ fn main() -> ExitCode {
         .max_in_flight(options.max_in_flight.into())
         .build();
 
-    // Creates the host before the runtime starts threads, so that no signal is lost. Does not call `fail_if`, because this summary also
-    // counts sign-ups that were answered with 503 (rejected), clients that disconnected (abandoned) and tasks that an operator aborted on
-    // the dashboard. The log and the metrics report each loss when it happens. The host shows the progress bar together with log lines,
-    // because the subscriber writes its lines above the bar.
+    // The host is created before the runtime starts threads, so that no signal is lost. There is no call to `fail_if`, because the summary
+    // also counts events that are not failures. These are sign-ups that were answered with 503 (rejected), clients that disconnected
+    // (abandoned), and tasks that an operator aborted on the dashboard. The log and the metrics report each loss when it happens. The
+    // progress bar can be shown together with log lines, because the subscriber writes its lines above the bar.
     let host = Host::new(&tasks).grace(options.grace).delay(options.delay).progress_bar(true);
     let program = run(options, tasks, prometheus, host.readiness());
     Runtime::new().expect("the system provides threads and a poller").block_on(host.run(program))
@@ -68,12 +68,12 @@ async fn run(options: Options, tasks: Tasks, prometheus: PrometheusHandle, readi
     let cannot_listen = |error: io::Error| format!("cannot listen on {address}: {error}");
     let listener = listen(address).await.map_err(cannot_listen)?;
     let bound = listener.local_addr().map_err(cannot_listen)?;
-    options.check(bound)?; // the listener of systemd may have another address
+    options.check(bound)?; // a listener from systemd may have another address than `--listen`
 
     let mut app = Router::new()
         .route("/signups", post(sign_up))
-        // `RequestLayer` counts requests to the routes above as in flight. The layer does not count probes, so the drain does not wait
-        // for probes.
+        // `RequestLayer` counts only requests to the route above. So the drain does not wait for requests to the routes below, such as
+        // probes.
         .layer(RequestLayer::new(&service.tasks))
         .route("/healthz", get(async || "alive\n"))
         .route("/readyz", get(show_readiness))
@@ -88,10 +88,9 @@ async fn run(options: Options, tasks: Tasks, prometheus: PrometheusHandle, readi
     let server = HttpServer::new(&service.tasks, TokioTimer::new())
         // A client may have connected just before the signal. Such a client has one second to send the head of its request.
         .late_head_timeout(Duration::from_secs(1))
-        // A client that sends only half of a body can delay the end of the drain for at most this time, which is shorter than the grace
-        // period.
+        // A client that sends only half of a body delays the drain by at most this time, which is shorter than the grace period.
         .drain_timeout(Duration::from_secs(5).min(grace / 2))
-        // The server accepts up to 4096 connections. With this buffer size, the input of all connections uses at most 64 MiB.
+        // The server accepts up to 4096 connections. With this buffer size, their input buffers together use at most 64 MiB.
         .configure(|http| {
             http.max_buf_size(16 * 1024);
         });
@@ -103,10 +102,9 @@ async fn run(options: Options, tasks: Tasks, prometheus: PrometheusHandle, readi
     Ok(())
 }
 
-/// Takes the listener that systemd has opened for signups.socket. If systemd has passed no listener, opens one at `address`.
+/// Returns the listener that systemd has opened for signups.socket. If systemd has passed no listener, opens one at `address`.
 ///
-/// While systemd restarts the service, the operating system queues new connections of systemd's listener. The next process accepts these
-/// connections.
+/// While systemd restarts the service, systemd's listener stays open. New connections wait in its queue, and the next process accepts them.
 async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let Some(listener) = ListenFd::from_env().take_tcp_listener(0)? else { return TcpListener::bind(address).await };
     listener.set_nonblocking(true)?;
@@ -114,11 +112,11 @@ async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Accepts a mail address, and starts a background task that sends a mail to this address.
-// The span writes the address with `Debug`, which escapes line breaks. Otherwise an address could forge a line of the log.
+// With `?address`, the span formats the address with `Debug`, which escapes line breaks. Otherwise a client could forge lines of the log.
 #[instrument(skip_all, fields(?address))]
 async fn sign_up(State(service): State<Arc<Service>>, address: String) -> (StatusCode, &'static str) {
-    // Some readers of the outbox treat a character such as U+2028 as a line break. With such a character, an address could forge a line
-    // of the file. An address without quotes contains no white space.
+    // Some programs that read the outbox treat a character such as U+2028 as a line break. With such a character in an address, a client
+    // could forge lines of the file. Valid addresses contain white space only in quotes, and this service does not accept those.
     if !address.contains('@') || address.contains(|c: char| c.is_control() || c.is_whitespace()) {
         return (StatusCode::BAD_REQUEST, "the body is not a mail address\n");
     }
@@ -135,17 +133,17 @@ async fn sign_up(State(service): State<Arc<Service>>, address: String) -> (Statu
 async fn send(service: Arc<Service>, address: String) -> io::Result<()> {
     sleep(service.takes).await;
     let tasks = service.tasks.clone();
-    // A task may start other tasks. Blocking work must not run on the threads that serve requests. Even a full registry accepts the task
-    // `outbox`, because the task needs no permit. The task of the mail keeps its own permit until the address is written.
+    // The write can block, so it must not run on the threads that serve requests. The task `outbox` needs no permit, because the task of
+    // the mail keeps its own permit until the address is written. So even a full registry accepts the task `outbox`.
     let append = tasks.named("outbox").without_permit().spawn_blocking(move || service.outbox.append(&address));
-    // The registry does not count an error of the closure as a failure, because the owner of the handle receives the error. `send`
-    // returns the error, so the task of the mail counts as failed.
+    // The handle `append` returns an error of the closure, so the registry does not count the task `outbox` as failed. `send` returns this
+    // error, so the registry counts the task of the mail as failed.
     append.await.map_err(io::Error::other)??;
     info!("the mail is sent");
     Ok(())
 }
 
-/// Answers 503 after the process has received SIGTERM or Ctrl-C. Load balancers then send no more requests.
+/// Answers with status 503 after SIGTERM or Ctrl-C, so that load balancers send no more requests.
 async fn show_readiness(State(service): State<Arc<Service>>) -> (StatusCode, &'static str) {
     if service.readiness.is_ready() { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "draining\n") }
 }

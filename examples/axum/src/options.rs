@@ -58,7 +58,7 @@ impl Options {
         options
     }
 
-    /// Checks that `address`, the address of the listener, is allowed for the dashboard.
+    /// Checks that the dashboard may be served at `address`, the address of the listener.
     pub(crate) fn check(&self, address: SocketAddr) -> Result<(), &'static str> {
         if self.dashboard && !self.public_dashboard && !address.ip().is_loopback() {
             return Err(

@@ -6,7 +6,7 @@ use std::path::Path;
 
 /// A regular file to which several tasks append at the same time.
 ///
-/// The file stays open, so no mail needs a new file descriptor. An accepted mail is written even if connections use all other
+/// The file stays open, so no mail needs a new file descriptor. So an accepted mail is written even if connections use all other
 /// descriptors.
 pub(crate) struct Outbox(File);
 
@@ -22,18 +22,18 @@ impl Outbox {
 
     /// Appends a line to the file. Blocks while the disk is busy.
     pub(crate) fn append(&self, line: &str) -> io::Result<()> {
-        // Nobody could read a mail that is written to a deleted file.
+        // A write to a deleted file would succeed, but nobody could read the mail.
         #[cfg(unix)]
         if std::os::unix::fs::MetadataExt::nlink(&self.0.metadata()?) == 0 {
             return Err(io::Error::other("the outbox was deleted: restart the service"));
         }
-        // Uses a single write, because other tasks write to the file at the same time.
+        // One write for the whole line, because other tasks write to the file at the same time.
         (&self.0).write_all(format!("{line}\n").as_bytes())
     }
 }
 
-/// Opens the outbox. Fails if the path is a symbolic link, because the link could name a file elsewhere. Does not block if the path is a
-/// named pipe without a reader.
+/// Opens the outbox. Fails if the path is a symbolic link, because the link could lead to another file. Also fails if the path is a named
+/// pipe without a reader. Without `NONBLOCK`, this case would block.
 #[cfg(unix)]
 fn open(path: &Path) -> io::Result<File> {
     use rustix::fs::{Mode, OFlags};

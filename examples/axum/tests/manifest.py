@@ -1,4 +1,4 @@
-"""Checks that kubernetes.yaml, signups.service and host/src/deployment.md use the same times and names. Run it in the root of the repository. Needs PyYAML."""
+"""Checks that the times and names in kubernetes.yaml, signups.service and host/src/deployment.md are equal. Run it in the root of the repository. Needs PyYAML."""
 
 import re
 import yaml

@@ -2,11 +2,13 @@
 #![cfg(unix)]
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::net::{AddressFamily, SocketType};
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,7 +16,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use testing::{Client, Process, Signal, poll_until, poll_until_some, with_open_files};
+use testing::{Client, Process, Signal, Systemd, poll_until, poll_until_some, with_open_files};
 
 fn program() -> Command {
     Command::new(env!("CARGO_BIN_EXE_signups"))
@@ -89,7 +91,8 @@ fn every_accepted_mail_is_sent() {
     }
 }
 
-/// Signs up until the service has exited. Sends SIGTERM as soon as `stop_after` addresses are accepted. Returns all accepted addresses.
+/// Sends sign-ups until the service has exited. Sends SIGTERM as soon as the service has accepted `stop_after` addresses. Returns all
+/// accepted addresses.
 fn sign_up_until_exit(service: &Service, stop_after: usize) -> Vec<String> {
     let (next, address) = (&AtomicUsize::new(0), service.address);
     let sign_up_all = |accepted: Sender<String>| {
@@ -121,7 +124,7 @@ fn sign_up_until_exit(service: &Service, stop_after: usize) -> Vec<String> {
     })
 }
 
-/// A request that is in flight at the signal must finish, and the registry must accept the tasks that it starts.
+/// A request that is in flight when the signal arrives must finish, and the registry must accept the tasks that this request starts.
 #[test]
 fn current_request_finishes_after_the_signal() {
     let mut service = Service::start(&["--grace", "60"]);
@@ -161,8 +164,8 @@ fn service_is_not_ready_after_the_signal() {
     service.wait(130);
 }
 
-/// The delay is part of the grace period. In the second case, the delay uses the whole grace period, so the mail is still in flight at
-/// the deadline.
+/// The delay is part of the grace period. In the second case, the delay is as long as the grace period, so the mail is still in flight when
+/// the grace period expires.
 #[test]
 fn delay_is_part_of_the_grace_period() {
     for (grace, delay, takes, code, expected) in [
@@ -197,19 +200,17 @@ fn dashboard_needs_a_loopback_listener() {
     assert!(output.contains("the dashboard has no login"), "{output}");
 }
 
-/// The test keeps the listener open, as systemd does for a socket unit. The test restarts the service five times while 32 clients
-/// connect.
-#[test]
-fn restart_with_an_inherited_listener_refuses_no_connection() {
+struct Finally<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for Finally<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+/// 32 clients sign up while the service restarts five times. Every sign-up must be answered 202 and written.
+fn restarts_fail_no_sign_up(address: SocketAddr, outbox: &Path, mut restart: impl FnMut()) {
     const CLIENTS: usize = 32;
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let start = || {
-        let mut process = Process::spawn(with_listener(&listener).arg("--dir").arg(dir.path()));
-        assert_eq!(process.rest_of_line("listening on http://"), address.to_string());
-        process
-    };
     let (is_over, answered, failed) = (&AtomicBool::new(false), &AtomicUsize::new(0), &Mutex::new(Vec::new()));
     let client = || {
         while !is_over.load(Ordering::Relaxed) {
@@ -220,23 +221,62 @@ fn restart_with_an_inherited_listener_refuses_no_connection() {
         }
     };
     thread::scope(|scope| {
-        let mut process = start();
-        let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
+        // Also if a restart panics.
+        let _end = Finally(|| is_over.store(true, Ordering::Relaxed));
+        for _ in 0..CLIENTS {
+            scope.spawn(client);
+        }
         for round in 1..=5 {
             poll_until(&"the clients wait", || answered.load(Ordering::Relaxed) > round * 4 * CLIENTS);
-            process.stop().assert_code(0);
-            process = start();
+            restart();
         }
-        is_over.store(true, Ordering::Relaxed);
-        for client in clients {
-            client.join().unwrap();
-        }
-        process.stop().assert_code(0);
     });
     let (answered, failed) = (answered.load(Ordering::Relaxed), failed.lock().unwrap());
     println!("{answered} sign-ups were answered during five restarts");
     assert!(failed.is_empty(), "{} of {} sign-ups failed: {failed:?}", failed.len(), answered + failed.len());
-    assert_eq!(fs::read_to_string(dir.path().join("outbox")).unwrap().lines().count(), answered);
+    poll_until(&"a mail is not sent", || fs::read_to_string(outbox).unwrap().lines().count() == answered);
+}
+
+/// The test keeps the listener open, as systemd does for a socket unit.
+#[test]
+fn restart_with_an_inherited_listener_refuses_no_connection() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let start = || {
+        let mut process = Process::spawn(with_listener(&listener).arg("--dir").arg(dir.path()));
+        assert_eq!(process.rest_of_line("listening on http://"), address.to_string());
+        process
+    };
+    let mut process = Some(start());
+    restarts_fail_no_sign_up(address, &dir.path().join("outbox"), || {
+        process.take().unwrap().stop().assert_code(0);
+        process = Some(start());
+    });
+}
+
+/// The units of the README run under systemd, without the sandbox, and with the folder and the address of this test.
+#[test]
+fn systemctl_restart_refuses_no_connection() {
+    let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    // This socket does not listen. It reserves a port, which `ReusePort` lets systemd use.
+    let reserved = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    rustix::net::sockopt::set_socket_reuseport(&reserved, true).unwrap();
+    rustix::net::bind(&reserved, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let address: SocketAddr = rustix::net::getsockname(&reserved).unwrap().try_into().unwrap();
+    let (address_text, dir_text) = (address.to_string(), dir.path().to_str().unwrap());
+    let socket = include_str!("../signups.socket").replace("127.0.0.1:3000", &format!("{address_text}\nReusePort=yes"));
+    let service = include_str!("../signups.service").split_once("\n\n# systemd creates a user").unwrap().0;
+    let service = service.replace("/usr/local/bin/signups", env!("CARGO_BIN_EXE_signups")).replace("${STATE_DIRECTORY}", dir_text);
+    for (name, unit) in [("signups.socket", &*socket), ("signups.service", &service)] {
+        assert!(unit.contains(if name == "signups.socket" { &address_text } else { dir_text }), "{unit}");
+        fs::write(dir.path().join(name), unit.replace("[Unit]", "[Unit]\nDefaultDependencies=no\nStartLimitIntervalSec=0"))
+            .unwrap();
+    }
+    let Some(systemd) = Systemd::boot(dir.path()) else { return };
+    systemd.systemctl("start", "signups.socket");
+    // The first connection starts the service.
+    restarts_fail_no_sign_up(address, &dir.path().join("outbox"), || systemd.systemctl("restart", "signups"));
 }
 
 #[test]
@@ -254,7 +294,7 @@ fn metrics_count_the_tasks() {
     assert!(metrics.contains(duration), "{metrics}");
     assert!(metrics.contains("# TYPE background_tasks_total counter\n"), "{metrics}");
 
-    // After the file is deleted, a write would still succeed, but nobody could read the mail.
+    // A write to the deleted file would succeed, but nobody could read the mail.
     fs::remove_file(service.dir.path().join("outbox")).unwrap();
     assert_eq!(sign_up(&mut client, "grace@example.com").unwrap(), 202);
     client.get_until("/metrics", "background_tasks_total{registry=\"signups\",outcome=\"failed\",task=\"welcome-mail\"} 1\n");

@@ -34,7 +34,8 @@ pub fn run() -> ! {
             task.run();
         }
         critical_section::with(|cs| {
-            // If an interrupt arrives after this check, it ends the sleep. The interrupt handler runs when the critical section ends.
+            // Interrupts are disabled here, so no handler can add a task between this check and the sleep. An interrupt that arrives now
+            // ends the sleep, and its handler runs when the critical section ends.
             if READY.borrow_ref(cs).is_empty() {
                 cortex_m::asm::wfi();
             }

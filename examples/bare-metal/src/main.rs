@@ -112,7 +112,7 @@ async fn read() {
 fn SysTick() {
     static mut STARTED: u32 = 0;
     if *STARTED < READINGS {
-        // The size of the heap limits the number of readings in flight. If ten tasks are in flight, the tick starts no reading.
+        // The heap has room for few tasks. If ten tasks are in flight, the tick starts no reading.
         if TASKS.in_flight() < 10 {
             TASKS.run(read());
             *STARTED += 1;

@@ -22,7 +22,7 @@ async function open() {
   await until("the page", () => run("return 'ready' in document.body.dataset"));
 }
 
-/// Leaves the page. The browser then closes the page, or keeps it for a return of the user.
+/// Leaves the page. The browser then closes the page, or keeps it in case the user returns.
 const leave = () => go(`${url}serve.mjs`);
 
 const in_flight = (...names) =>

@@ -1,7 +1,6 @@
-//! Implements the same operations for each broker: creating two queues, sending a message, waiting for the broker's confirmation, and
-//! consuming a queue.
+//! Implements three operations for each broker: create the two queues, send a message and wait for the confirmation, and consume a queue.
 //!
-//! A program that supports only one broker does not need the enum in this module.
+//! A program that supports only one broker does not need the enum [`Broker`].
 
 use crate::Tasks;
 use crate::options::{Options, queue_url};
@@ -29,13 +28,13 @@ pub(crate) const MAILS: &str = "mails";
 /// The queue of the mails' statuses. The workers send messages to the server through this queue.
 pub(crate) const NOTICES: &str = "notices";
 
-/// The number of attempts after which a message becomes a dead letter.
+/// The number of attempts after which a message moves to the dead-letter queue.
 pub(crate) const MAX_ATTEMPTS: u32 = 20;
 
 /// The number of messages of one queue that a process handles at the same time.
 const CONCURRENCY: u16 = 4;
 
-/// A call to `send` fails if the broker does not confirm within this time that it has stored the message.
+/// If the broker does not confirm the message within this time, `send` returns an error.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Clone)]
@@ -80,7 +79,7 @@ impl Broker {
             }
             "sqs+http" | "sqs+https" => {
                 let account = Url::parse(url.trim_start_matches("sqs+")).map_err(failed("parse QUEUE_URL"))?;
-                // This timeout is longer than a call to `receive` takes, and shorter than the lease.
+                // `SqsQueue` needs a timeout that is longer than a call to `receive`, and shorter than the lease.
                 let timeouts = TimeoutConfig::builder().operation_timeout(options.lease * 9 / 10).build();
                 let config = aws_config::defaults(BehaviorVersion::latest()).timeout_config(timeouts);
                 let config = config.http_client(aws_smithy_http_client::Builder::new().build_http());
@@ -168,7 +167,7 @@ impl Broker {
                 Self::Azure { mails, notices, .. } => {
                     let queue = if queue == MAILS { mails } else { notices };
                     let message = QueueMessage { message_text: Some(payload) };
-                    // The message never expires. By default, the service would delete it after 7 days.
+                    // The value -1 means that the message never expires. By default, the service would delete it after 7 days.
                     let options = QueueClientSendMessageOptions {
                         message_time_to_live: Some(-1),
                         ..QueueClientSendMessageOptions::default()
@@ -258,14 +257,14 @@ fn dead(queue: &str) -> String {
     format!("{queue}-dead")
 }
 
-/// Returns a client for one queue of the account that `account` names.
+/// Returns a client for one queue of the account with this URL.
 fn client(account: &Url, queue: &str) -> Result<QueueClient, String> {
     let mut url = account.clone();
     url.set_path(&format!("{}/{queue}", account.path().trim_end_matches('/')));
     QueueClient::new(url, None, None).map_err(failed("create a client"))
 }
 
-/// Connects to RabbitMQ, and opens a channel in confirm mode: the broker confirms each message that it has stored.
+/// Connects to RabbitMQ, and opens a channel in confirm mode. In this mode, the broker confirms each message that it has stored.
 async fn open(uri: &str) -> Result<(Connection, Channel), lapin::Error> {
     let connection = Connection::connect(uri, ConnectionProperties::default()).await?;
     let channel = connection.create_channel().await?;
@@ -279,8 +278,8 @@ async fn declare(channel: &Channel) -> Result<(), lapin::Error> {
         let mut arguments = FieldTable::default();
         arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
         channel.queue_declare(dead(queue).into(), durable, arguments.clone()).await?;
-        // The broker drops a message that reaches this limit. The limit of the consumer is lower, so the consumer can move the message to
-        // the dead letters first.
+        // The broker drops a message that reaches this number of deliveries. The consumer's limit (`MAX_ATTEMPTS`) is lower, so the
+        // consumer moves the message to the dead-letter queue first.
         arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(1000));
         channel.queue_declare(queue.into(), durable, arguments).await?;
     }

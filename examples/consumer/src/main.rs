@@ -1,5 +1,5 @@
-//! A service that accepts sign-ups over HTTP and sends a mail to each address. The mails are messages of a broker, and a worker in a
-//! separate process sends them.
+//! A service that accepts sign-ups over HTTP and sends a mail to each address. The server sends a message for each mail to a broker. A
+//! worker in a separate process receives the message and sends the mail.
 
 mod broker;
 #[path = "../../durable/src/mail.rs"]
@@ -37,8 +37,8 @@ fn main() -> ExitCode {
     // immediately.
     let tasks = Registry::builder(TokioSpawner).observer(TracingObserver).inspect().build();
     let mails = MemoryQueue::new(options.lease);
-    // Creates the host before the runtime starts threads, so that no signal is lost.
-    // The subscriber writes its log lines above the progress bar.
+    // The host is created before the runtime starts its threads, so that no signal is lost. The subscriber above writes to the host's
+    // stderr, so that log lines do not overwrite the progress bar.
     let host = Host::new(&tasks).grace(options.grace).progress_bar(true);
     let runtime = Runtime::new().expect("the runtime starts");
     let code = runtime.block_on(host.run(run(tasks, mails.clone(), options)));

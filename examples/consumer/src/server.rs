@@ -46,8 +46,8 @@ impl Server {
     pub(crate) async fn bind(tasks: Tasks, broker: &Broker, options: &Options) -> Result<Self, String> {
         let listen = options.listen;
         let listener = TcpListener::bind(listen).await.map_err(|error| format!("cannot listen on {listen}: {error}"))?;
-        // A client that sends only half of a body can delay the end of the drain for at most this time, which is shorter than the grace
-        // period.
+        // During a drain, the server waits for the rest of a request body for at most this time. Because this time is shorter than the
+        // grace period, a client that sends only half of a body cannot use up the grace period.
         let http = HttpServer::new(&tasks, TokioTimer::new()).drain_timeout(Duration::from_secs(5).min(options.grace / 2));
         let signups = Signups::default();
         let known = signups.clone();
@@ -86,7 +86,7 @@ struct Body {
     email: String,
 }
 
-/// Sends the response after the broker has confirmed the message. After the response, a crash of this process cannot lose the mail.
+/// Responds after the broker has confirmed the message. A crash of this process after the response cannot lose the mail.
 async fn sign_up(State(service): State<Service>, wants: Wants, body: Result<Form<Body>, FormRejection>) -> Response {
     match accept(&service, body).await {
         Ok(signup) if wants == Wants::Page => Redirect::to(&path(signup.id)).into_response(),
@@ -98,12 +98,12 @@ async fn sign_up(State(service): State<Service>, wants: Wants, body: Result<Form
 async fn accept(service: &Service, body: Result<Form<Body>, FormRejection>) -> Result<Signup, Refusal> {
     let Form(Body { email }) = body.map_err(|rejection| Refusal { status: rejection.status(), reason: rejection.body_text() })?;
     let to = email.trim().to_owned();
-    // Rejects an address if no mail to this address can be composed.
+    // Rejects an address to which no mail can be composed.
     if !mail::is_valid(&to) {
         return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "This is not a valid mail address."));
     }
     let signup = Signup::accepted(Uuid::new_v4(), to.clone());
-    // Inserts the sign-up before sending the message, because the first notice of a worker may arrive before `send` returns.
+    // Stores the sign-up before it sends the message, because the worker's first notice may arrive before `send` returns.
     service.signups.insert(signup.clone());
     let payload = serde_json::to_string(&Welcome { id: signup.id, to }).expect("a mail can be serialized as JSON");
     service.broker.send(MAILS, &signup.id.to_string(), payload).await.map_err(|error| {
@@ -137,12 +137,12 @@ fn response(signup: &Signup) -> impl IntoResponse {
     ([(header::CACHE_CONTROL, "no-store"), (header::VARY, "accept")], Json(body))
 }
 
-/// Streams each change of the status until it is final or shutdown starts. When the stream ends because of a shutdown, the browser
-/// reconnects to the next server.
+/// Streams each change of the status until the status is final or shutdown starts. If a shutdown ends the stream, the browser connects
+/// again, to the next server.
 async fn events(State(service): State<Service>, Path(id): Path<String>) -> Response {
     match find(&service, &id) {
         Ok(mut changes) => {
-            changes.mark_changed(); // the stream then starts with the current status
+            changes.mark_changed(); // makes the stream start with the current status
             let no_buffer = [("x-accel-buffering", "no")]; // nginx would buffer the events
             (no_buffer, Sse::new(stream_of(changes, service.tasks.signal())).keep_alive(KeepAlive::default())).into_response()
         }

@@ -1,4 +1,4 @@
-//! Keeps the sign-ups that this server knows, with the status of each mail.
+//! Stores the sign-ups of this server, with the status of each mail, in memory.
 
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, VecDeque};
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-/// The number of sign-ups that the server remembers.
+/// The server keeps at most this many sign-ups.
 const CAPACITY: usize = 10_000;
 
 /// The status of a mail. Within one attempt, a later status is greater than an earlier status.
@@ -24,7 +24,7 @@ pub(crate) enum Status {
 /// A message of the queue `mails`: a mail to send.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Welcome {
-    /// The ID of the sign-up. A worker that repeats an attempt uses the same ID, so the duplicate mail can be recognized.
+    /// The ID of the sign-up. If a worker sends a mail twice, both copies have this ID, so that a mail server can recognize the duplicate.
     pub(crate) id: Uuid,
     pub(crate) to: String,
 }
@@ -68,18 +68,18 @@ impl Signups {
         self.lock().insert(signup);
     }
 
-    /// Returns a receiver of the sign-up and its later changes.
+    /// Returns a receiver for the sign-up and for each later change of its status.
     pub(crate) fn find(&self, id: Uuid) -> Option<watch::Receiver<Signup>> {
         self.lock().signups.get(&id).map(watch::Sender::subscribe)
     }
 
-    /// Applies a notice. A broker may deliver a notice twice, or deliver notices in another order. Therefore only a later status replaces
-    /// the stored status.
+    /// Stores the status of a notice, if it is later than the stored status. This check is necessary because a broker may deliver a notice
+    /// twice, or deliver notices in another order.
     pub(crate) fn apply(&self, notice: Notice) {
         let signup = Signup::new(notice);
         let mut known = self.lock();
         let Some(old) = known.signups.get(&signup.id) else {
-            // This server does not know the sign-up. Another server has accepted the sign-up, or this server has restarted or has removed
+            // This server has not stored the sign-up: another server has accepted it, this server has restarted, or this server has removed
             // its oldest sign-ups.
             return known.insert(signup);
         };
@@ -128,7 +128,7 @@ impl Signup {
         Self { id, address: to, status, ended: status >= Status::Done, attempts: attempt, message }
     }
 
-    /// Returns a key that orders the notices of one mail. A notice with a final status has the greatest key, so it is never replaced.
+    /// Returns a key that orders the statuses of one mail. A final status has the greatest key, so that no later notice replaces it.
     fn rank(&self) -> (bool, u32, Status) {
         if self.ended { (true, 0, Status::Done) } else { (false, self.attempts, self.status) }
     }

@@ -1,4 +1,5 @@
-//! Sends the mails. If this process dies, the broker delivers its unfinished messages to another worker.
+//! Receives messages from the broker and sends their mails. If this process dies, the broker delivers its unfinished messages to another
+//! worker.
 
 use crate::Tasks;
 use crate::broker::{Broker, MAILS, MAX_ATTEMPTS, NOTICES};
@@ -10,8 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tracing::info;
 
-/// Starts to handle the messages of the queue `mails`. After shutdown has started, no new mail is sent, and the drain waits for the mails
-/// in flight.
+/// Starts to handle the messages of the queue `mails`. When shutdown has started, the worker starts no further mail, and the drain waits
+/// for the mails that it has started.
 pub(crate) async fn start(tasks: &Tasks, broker: &Broker, options: &Options) -> Result<(), String> {
     let mailer = Arc::new(Mailer::new(&options.outbox, options.smtp.as_ref())?);
     let notices = broker.clone();
@@ -24,10 +25,11 @@ pub(crate) async fn start(tasks: &Tasks, broker: &Broker, options: &Options) -> 
     Ok(())
 }
 
-/// Sends a mail at least once. Sends a notice of the mail's status before and after the mail.
+/// Sends a mail. Before and after this, sends a notice with the status of the mail to the server.
 ///
-/// The message is acknowledged after this function has returned, so the broker stores the last notice before the acknowledgement. A
-/// repeated attempt sends the mail and the notices a second time. Duplicates have the same sign-up ID.
+/// The consumer acknowledges the message after this function has returned, so the broker stores the last notice before the acknowledgement.
+/// If the process dies between these two steps, the next attempt sends the mail and the notices a second time. Both mails have the same
+/// sign-up ID.
 async fn handle(mailer: &Mailer, broker: &Broker, delivery: &Delivery) -> Result<(), Failure> {
     let mail: Welcome = delivery.json()?;
     let attempt = delivery.attempt();
@@ -51,7 +53,7 @@ async fn handle(mailer: &Mailer, broker: &Broker, delivery: &Delivery) -> Result
 }
 
 async fn send(mailer: &Mailer, mail: &Welcome, attempt: u32) -> Result<(), Refusal> {
-    // These two test domains show a failure and a retry without a mail server.
+    // These two domains show a permanent failure and a retry, without a mail server.
     match mail.to.rsplit_once('@') {
         Some((_, "bounce.example")) => return Err(Refusal::Permanent("the mailbox does not exist".into())),
         Some((_, "flaky.example")) if attempt == 1 => return Err(Refusal::Temporary("the mailbox is busy".into())),

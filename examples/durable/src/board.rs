@@ -1,9 +1,11 @@
 //! A web page for operators, called the board. The board shows the queues, and the jobs that wait, run or are dead. An operator can pause
 //! a queue, and retry, discard or cancel jobs.
 //!
-//! The board has no login and shows mail addresses. Therefore the board listens on a separate socket with a loopback address. The server
-//! of the board accepts only `localhost` and IP addresses as host names, because DNS rebinding could make other host names point to that
-//! address. The board rejects forms of other sites by their origin. The page needs no script.
+//! The board has no login and shows mail addresses. Therefore the board listens on a separate socket with a loopback address. Pages
+//! of other sites must not be able to use the board in the operator's browser. With DNS rebinding, another site could make its own
+//! host name point to the board. The server of the board therefore accepts only `localhost` and IP addresses as host names. The
+//! board also checks the headers `Sec-Fetch-Site` and `Origin`, and rejects a form that another site submits. The page needs no
+//! script.
 
 use crate::signups::{self, Welcome};
 use axum::extract::{Path, Query, Request, State};
@@ -70,7 +72,7 @@ async fn mails_as_json(jobs: &Durable) -> Result<Value, Refusal> {
 }
 
 async fn change_queue(State(jobs): State<Durable>, Path((queue, action)): Path<(String, String)>) -> Result<Redirect, Refusal> {
-    // A form of an outdated page must not create a queue, so the queue must exist.
+    // An outdated page can contain the form of a queue that does not exist. Such a form must not create the queue.
     if !jobs.queues().await?.iter().any(|info| info.name == queue) {
         return Err(Refusal::Status(StatusCode::NOT_FOUND, "There is no such queue."));
     }
@@ -290,7 +292,8 @@ async fn guard(request: Request, next: Next) -> Response {
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(CONTENT_SECURITY_POLICY, POLICY);
-    // With the policy `no-referrer`, a browser would hide the origin of the forms.
+    // With the policy `no-referrer`, a browser would send `Origin: null` with the forms of the board. If this browser does not send
+    // `Sec-Fetch-Site`, `is_same_origin` would then reject these forms.
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("same-origin"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response

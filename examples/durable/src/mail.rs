@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use tokio::task::spawn_blocking;
 use tracing::warn;
 
-/// A temporary file of this age or older is treated as a leftover of a killed worker. A worker needs only seconds to write a mail.
+/// A temporary file that is older than this was left by a killed worker, because a worker needs only seconds to write a mail.
 const STALE: Duration = Duration::from_hours(1);
 
 pub(crate) enum Mailer {
@@ -28,7 +28,7 @@ pub(crate) enum Refusal {
 }
 
 impl Mailer {
-    /// Creates the folder if it is missing, and removes old temporary files from the folder.
+    /// Without a mail server, creates the folder if it is missing, and removes old temporary files from the folder.
     ///
     /// # Errors
     ///
@@ -45,8 +45,8 @@ impl Mailer {
         Ok(Self::Smtp(relay.timeout(Some(Duration::from_secs(20))).build()))
     }
 
-    /// Sends a mail. A repeated call with the same ID does no harm: if the mail is already in the folder, the call changes nothing. A
-    /// mail server may receive the mail twice, and can recognize the duplicate by its `Message-ID`.
+    /// Sends a mail. A repeated call with the same ID does no harm: if the mail is already in the folder, the call changes nothing.
+    /// A mail server may receive the mail twice. Both mails have the same `Message-ID`, so the server can recognize the duplicate.
     pub(crate) async fn send(&self, id: &str, attempt: u32, to: &str) -> Result<(), Refusal> {
         let mail = compose(id, to).map_err(Refusal::Permanent)?;
         match self {
@@ -95,21 +95,23 @@ fn compose(id: &str, to: &str) -> Result<Message, String> {
         .map_err(|error| error.to_string())
 }
 
-/// Writes a file atomically, unless it exists. Each attempt uses a new temporary file. If another worker counts as dead, it may still be
-/// writing its own file. If `path` is a link or a named pipe, the file replaces the link or the pipe.
+/// Writes a file atomically, unless it exists. Each attempt uses its own temporary file, because a worker that is treated as dead
+/// may still be writing the file of an earlier attempt. If `path` is a link or a named pipe, the file replaces the link or the
+/// pipe.
 fn put(path: &Path, temporary: &Path, bytes: &[u8]) -> io::Result<()> {
     if is_file(path) {
         return Ok(());
     }
-    // `create_new` fails if the name exists, even if it is a link. The target of a link must not be overwritten.
+    // `create_new` fails if the name exists, even if the name is a link. A link can therefore not make this function overwrite
+    // another file.
     let mut file = File::create_new(temporary)?;
     let written = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| fs::rename(temporary, path));
     if written.is_err() {
         let _ = fs::remove_file(temporary);
     }
     written?;
-    // The name of the file must be on the disk before the job counts as done. Only Unix can open a folder and sync the folder to the
-    // disk.
+    // Before the job is done, the name of the file must be on the disk too. The folder contains this name, so this code syncs the
+    // folder. Only Unix can open and sync a folder.
     #[cfg(unix)]
     File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
     Ok(())
@@ -125,7 +127,7 @@ fn remove_stale(outbox: &Path) -> io::Result<()> {
     for file in fs::read_dir(outbox)? {
         let path = file?.path();
         let is_temporary = path.extension().is_some_and(|extension| extension == "tmp") && is_file(&path);
-        // Another worker may have removed the file since the folder was read.
+        // Another worker may have removed the file in the meantime. In this case, `metadata` fails, and the file is skipped.
         let modified = if is_temporary { fs::metadata(&path).and_then(|found| found.modified()).ok() } else { None };
         if modified.is_some_and(|modified| SystemTime::now().duration_since(modified).is_ok_and(|age| age > STALE)) {
             let _ = fs::remove_file(&path);

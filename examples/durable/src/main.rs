@@ -28,8 +28,8 @@ fn main() -> ExitCode {
     let options = Options::parse();
     tracing_subscriber::fmt().with_writer(background_tasks_host::stderr).init();
     let tasks = Registry::builder(TokioSpawner).observer(TracingObserver).inspect().build();
-    // Creates the host before the runtime starts threads, so that no signal is lost.
-    // The subscriber writes its log lines above the progress bar.
+    // Creates the host before the runtime starts threads, so that no signal is lost. The log is written to
+    // `background_tasks_host::stderr`, so its lines appear above the progress bar.
     let host = Host::new(&tasks).grace(options.grace).progress_bar(true);
     Runtime::new().expect("the runtime starts").block_on(host.run(run(tasks, options)))
 }

@@ -16,8 +16,8 @@ const HTML: &str = include_str!("page.html");
 /// element.
 const REFRESH: &str = r#"<noscript><meta http-equiv="refresh" content="2"></noscript>"#;
 
-/// A policy that allows only the script and the style of this page. If you change the script or the style, the browser's console shows
-/// the new hash.
+/// A content security policy that allows only the script and the style of this page. The policy contains their hashes. If you
+/// change the script or the style, copy the new hash from the browser's console.
 const POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
     script-src 'sha256-im8vFS0N5pJpjcIBk2dVfqV7lYcdLnwJOb18gj/H2tA='; \
     style-src 'sha256-UsfFXIyzM9DT1uG9+K7uKrUTtlDFYkXWzwaEr8WUqeY='; \

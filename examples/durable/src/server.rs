@@ -82,8 +82,8 @@ impl Server {
         let serve_board = async {
             let Some(board) = board else { return Ok(()) };
             info!("the board is at http://{}", address(&board)?);
-            // The board accepts only `localhost` and IP addresses as host names, because DNS rebinding cannot make them point to this
-            // server.
+            // The board has no `host_name`, so it accepts only `localhost` and IP addresses. DNS rebinding could make any other
+            // host name point to this server.
             http.max_connections(BOARD_CONNECTIONS).serve(connections(board), TowerToHyperService::new(board_app)).await;
             Ok(())
         };
@@ -155,8 +155,8 @@ fn response(signup: &Signup) -> impl IntoResponse {
     ([(header::CACHE_CONTROL, "no-store"), (header::VARY, "accept")], Json(body))
 }
 
-/// Streams each change of the status until it is final or shutdown starts. When the stream ends because of a shutdown, the browser
-/// reconnects to the next server.
+/// Streams each change of the status. The stream ends when the status is final or shutdown starts. After a shutdown, the browser
+/// reconnects and reaches the next server.
 async fn events(State(service): State<Service>, Path(id): Path<String>) -> Response {
     match find(&service, &id).await {
         Ok((id, signup)) => {

@@ -9,10 +9,11 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-/// The name of the queue. Never change this name: while a new version is deployed, jobs wait in the database under the old name.
+/// The name of the queue. Never change this name: jobs that wait in the database have the old name, and a new version of the
+/// program would not find them.
 pub(crate) const QUEUE: &str = "mail";
 
-/// A request waits at most this long for the start of its transaction, or for its queries.
+/// A request waits at most this long until its transaction starts, or until its queries return.
 const DATABASE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The payload of the job: the mail to a new user.
@@ -25,8 +26,8 @@ pub(crate) struct Welcome {
 pub(crate) struct Signups {
     pub(crate) jobs: Durable,
     mails: Queue<Welcome>,
-    /// A lock for writers, because SQLite allows only one writer at a time. Writers wait for this lock, so they do not occupy connections
-    /// that readers need.
+    /// SQLite allows only one writer at a time. A request that writes takes this lock before it takes a connection. Requests that
+    /// wait for the lock therefore do not occupy connections that readers need.
     writer: Arc<Mutex<()>>,
 }
 
@@ -48,8 +49,8 @@ pub(crate) struct Signup {
 #[derive(Debug)]
 pub(crate) struct StoreError {
     text: String,
-    /// Whether it is certain that nothing was committed. If the connection is lost during a commit, the server may have committed the
-    /// transaction.
+    /// `true` if certainly nothing was committed. `false` if the connection was lost during a commit: the server may have committed
+    /// the transaction.
     pub(crate) is_rolled_back: bool,
 }
 
@@ -105,8 +106,8 @@ impl Signups {
                 let id = self.mails.enqueue(mail).unique_key(address).in_transaction(&mut *tx).await.map_err(StoreError::of)?.id;
                 let row = sqlx::query(insert).bind(address).bind(id.to_string());
                 if row.execute(&mut *tx).await.map_err(StoreError::of)?.rows_affected() == 1 {
-                    // SQLite commits to an open file even if the file was deleted. A query through the queue fails if the file was
-                    // deleted.
+                    // If the database file was deleted, SQLite would still commit to the open file, and the sign-up would be lost.
+                    // In this case, the following query returns an error.
                     self.mails.info(id).await.map_err(StoreError::of)?;
                     tx.commit().await.map_err(StoreError::in_commit)?;
                     return Ok((id, true));
@@ -122,8 +123,8 @@ impl Signups {
                 }
             }
         }
-        // The transaction is not committed. If the old job was deleted after its retention, the transaction contains a new job, which
-        // must not be committed.
+        // The address has already signed up, so the transaction is not committed. If the old job was deleted after its retention,
+        // `enqueue` has added a new job to the transaction, which would send a second mail.
         let id: String = self
             .one("SELECT job FROM signups WHERE address = $1", address)
             .await?
@@ -158,8 +159,8 @@ impl Signup {
         Self { id, address, status: JobStatus::Waiting, ended: false, attempts: 0, message }
     }
 
-    /// Returns a sign-up with the status of its job. Without a job, the mail was sent: finished jobs are deleted after their retention,
-    /// but the row stays.
+    /// Returns a sign-up with the status of its job. If there is no job, the mail has been sent: the job of a sent mail is deleted
+    /// after its retention, but the row of the sign-up stays.
     fn new(id: JobId, address: String, info: Option<&JobInfo>) -> Self {
         let (status, attempts) = info.map_or((JobStatus::Done, 1), |info| (info.status(), info.attempts()));
         let error = info.and_then(JobInfo::error).unwrap_or("the process of the worker died");
@@ -188,8 +189,8 @@ fn pool(jobs: &Durable) -> Pool<'_> {
     }
 }
 
-/// Limits the time that `work` may wait for the database. Do not use this function for a commit: a commit must not be dropped before it
-/// has ended.
+/// Limits the time that `work` may wait for the database. Do not use this function for a commit: if a commit is dropped before it
+/// has ended, its result is unknown.
 async fn in_time<T, E: fmt::Display>(work: impl Future<Output = Result<T, E>>) -> Result<T, StoreError> {
     match timeout(DATABASE_TIMEOUT, work).await {
         Ok(result) => result.map_err(StoreError::of),

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 /// Runs a server, and a worker as a child process. `grace` is the grace period of the server.
 pub(crate) async fn serve(server: impl Future<Output = Result<(), String>>, grace: Duration) -> Result<(), String> {
-    // The server stops first, because the worker may send the mails of the server's last requests.
+    // The worker stops after the server, so that the worker can send the mails of the server's last requests.
     let (stop_worker, stop) = oneshot::channel();
     let server = async {
         server.await?;
@@ -23,7 +23,7 @@ pub(crate) async fn serve(server: impl Future<Output = Result<(), String>>, grac
     tokio::try_join!(server, keep_a_worker(grace, stop)).map(drop)
 }
 
-/// Waits until the worker must stop: when shutdown starts or, with `--until-eof`, when the standard input ends.
+/// Waits until shutdown starts. If `until_eof` is true, this function also returns when the standard input ends.
 pub(crate) async fn until_stopped(tasks: &Tasks, until_eof: bool) -> Result<(), String> {
     background_tasks_host::notify_ready();
     if until_eof {
@@ -35,7 +35,8 @@ pub(crate) async fn until_stopped(tasks: &Tasks, until_eof: bool) -> Result<(), 
     Ok(())
 }
 
-/// Returns a future that resolves when the standard input ends. A thread reads the input, because a blocking read cannot be cancelled.
+/// Returns a future that resolves when the standard input ends. A separate thread reads the input, because a blocking read cannot
+/// be cancelled.
 fn input_ended() -> io::Result<impl Future<Output = ()>> {
     let (sender, ended) = oneshot::channel::<()>();
     thread::Builder::new().name("input".into()).spawn(move || {
@@ -48,8 +49,8 @@ fn input_ended() -> io::Result<impl Future<Output = ()>> {
 
 /// Keeps a worker running until `stop` resolves, and then waits until the worker has drained.
 ///
-/// The worker stops when its standard input ends. The standard input of the worker is a pipe from this process. Therefore the worker also
-/// drains if this process is killed.
+/// The worker stops when its standard input ends. This input is a pipe from this process, and the system closes the pipe when this
+/// process dies. Therefore the worker also drains if this process is killed.
 async fn keep_a_worker(grace: Duration, mut stop: oneshot::Receiver<()>) -> Result<(), String> {
     loop {
         let mut worker = start(grace).map_err(|error| format!("cannot start a worker: {error}"))?;
@@ -66,8 +67,7 @@ async fn keep_a_worker(grace: Duration, mut stop: oneshot::Receiver<()>) -> Resu
                 return if status.success() { Ok(()) } else { Err(format!("the worker has not drained: {status}")) };
             }
         }
-        // Waits a second before the next start. Without this wait, the loop would restart a worker too often if the worker dies
-        // immediately.
+        // Waits for a second, so that the loop does not start workers all the time if each worker dies immediately.
         tokio::select! {
             () = sleep(Duration::from_secs(1)) => {}
             _ = &mut stop => return Ok(()),
@@ -75,7 +75,8 @@ async fn keep_a_worker(grace: Duration, mut stop: oneshot::Receiver<()>) -> Resu
     }
 }
 
-/// Returns an error if a restart of the worker would not help. The worker exits with code 2 after an error, such as an invalid option.
+/// Returns an error if the worker exited with code 2. This code means an error that a restart does not remove, such as an invalid
+/// option.
 fn exited(status: ExitStatus) -> Result<(), String> {
     if status.code() == Some(2) {
         return Err("the worker failed with exit code 2".into());
@@ -91,7 +92,8 @@ fn start(grace: Duration) -> io::Result<Child> {
     // process group.
     #[cfg(unix)]
     command.process_group(0);
-    // A terminal shows only one progress bar, so this process forwards the log of the worker.
+    // In a terminal, this process shows a progress bar. It reads and prints the log of the worker, so that the log does not
+    // overwrite the bar.
     if io::stderr().is_terminal() {
         command.stderr(Stdio::piped());
     }

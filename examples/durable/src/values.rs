@@ -36,8 +36,8 @@ pub(crate) fn seconds(value: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
-/// Returns the arguments of a child worker. The worker gets the arguments of this process, but half of the grace period, because the
-/// worker drains last.
+/// Returns the arguments of a child worker: the arguments of this process, but with half of the grace period. The worker drains
+/// after the server, and both must end within the grace period of this process.
 pub(crate) fn worker_args(grace: Duration) -> Vec<OsString> {
     let mut args = vec!["worker".into()];
     args.extend(env::args_os().skip(1));

@@ -23,8 +23,8 @@ pub(crate) async fn run(tasks: Tasks, jobs: Durable, options: &Options) -> Resul
     together::until_stopped(&tasks, options.until_eof).await
 }
 
-/// Sends a mail at least once. If a worker is killed after it has sent a mail and before the outcome is committed, another worker sends
-/// the mail a second time. Both mails have the same job ID, so the duplicate can be recognized.
+/// Sends a mail at least once. If a worker is killed after it has sent a mail and before the outcome is committed, another worker
+/// sends the mail a second time. Both mails contain the same job ID, so a mail server can recognize the duplicate.
 async fn send(mailer: &Mailer, mail: &Job<Welcome>) -> Result<(), Failure> {
     // These two test domains show a failure and a retry without a mail server.
     match mail.to.rsplit_once('@') {

@@ -108,8 +108,7 @@ test("the page reconnects to a restarted server", async () => {
   await end(server);
   await shows("lost", /^No connection, reconnecting\. The mail is sent anyway\.$/);
   const { port } = new URL(server.url);
-  // Starts a server with an empty database. A server with an empty database responds with 404, and the page must reconnect even after a
-  // 404.
+  // The next server has an empty database, so it responds to the page with 404. Even after a 404, the page must try to reconnect.
   const files = (await readdir(dir)).filter((file) => file.startsWith("signups.db"));
   await mkdir(join(dir, "away"));
   for (const file of files) await rename(join(dir, file), join(dir, "away", file));

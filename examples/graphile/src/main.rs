@@ -1,5 +1,5 @@
-//! A program that signs people up and sends their mails with `graphile_worker` on Postgres. The mails survive a crash. No companion crate
-//! connects the engine to the registry.
+//! A program that signs people up and sends their mails with `graphile_worker` on Postgres. The mails survive a crash. No
+//! crate of this project integrates `graphile_worker`, so the program itself connects the engine to the registry.
 
 mod database;
 mod options;

@@ -1,4 +1,4 @@
-//! Stores sign-ups and sends their mails. The other modules of the program only support this work.
+//! Stores sign-ups and sends their mails.
 
 use crate::database::chain;
 use crate::tasks::as_task;
@@ -68,9 +68,10 @@ pub(crate) fn jobs() -> [graphile_worker::JobDefinition; 1] {
 impl Service {
     /// Simulates sending a mail: waits as long as a mail server needs.
     ///
-    /// After a crash, the engine may call this function a second time for the same sign-up. If the table says that the mail was sent,
-    /// this function sends nothing. If the process crashes between the mail and the update of the table, the mail is sent twice. A real
-    /// mail server could recognize the duplicate by its `Message-ID`, if this header contains the ID of the sign-up.
+    /// After a crash, the engine may call this function a second time for the same sign-up. If the table says that the mail was
+    /// sent, this function sends nothing. If the process crashes after it has sent the mail and before it has updated the table,
+    /// the mail is sent twice. A real mail server could recognize the duplicate by its `Message-ID`, if this header contains the ID
+    /// of the sign-up.
     async fn send(&self, signup: i64, attempt: i16) -> Result<(), Box<dyn Error + Send + Sync>> {
         let select = "SELECT address FROM signups WHERE id = $1 AND mailed_at IS NULL";
         let address: Option<String> = sqlx::query_scalar(select).bind(signup).fetch_optional(&self.pool).await?;

@@ -25,7 +25,7 @@ where
             outcome = job => outcome,
             () = sender.closed() => Err("the engine returned the job to the queue".to_owned()),
         };
-        // This call fails if the engine has dropped the receiver.
+        // This call fails if the engine has dropped the future of `as_task`, which contains the receiver.
         let _ = sender.send(outcome.clone());
         outcome
     };

@@ -38,11 +38,11 @@ pub(crate) async fn work(service: Service, lease: Duration, grace: Duration) -> 
         .pg_pool(service.pool.clone())
         .define_jobs(jobs())
         .concurrency(CONCURRENCY)
-        // Without this queue, each slot takes only one job for each notification or poll. Keep the queue short, because fetched jobs wait
-        // in this process.
+        // Without this queue, each slot takes only one job for each notification or poll. Keep the queue short: if this process
+        // crashes, the crash counts as an attempt of every job in this queue.
         .local_queue(LocalQueueConfig::default().with_size(CONCURRENCY))
-        // Without heartbeats and sweeps, the jobs of a killed worker stay locked forever. All workers must send heartbeats, because a
-        // worker without heartbeats counts as dead.
+        // A sweep releases the jobs of workers that send no heartbeats. Without sweeps, the jobs of a killed worker stay locked
+        // forever. All workers must send heartbeats, because a worker without heartbeats counts as dead.
         .heartbeat_interval(lease / 5)
         .sweep_interval(lease / 5)
         .sweep_threshold(lease)
@@ -66,7 +66,8 @@ pub(crate) async fn work(service: Service, lease: Duration, grace: Duration) -> 
     let stopping = worker.shutdown_signal().clone();
     select! {
         ended = worker.run() => ended.map_err(|error| chain(&error)),
-        // If the engine cannot commit an outcome, it stops. A stopped engine tries for minutes to return the fetched jobs to the queue.
+        // If the engine cannot commit an outcome, it stops. The stopped engine tries for minutes to return the fetched jobs to the
+        // queue. This branch does not wait that long: it returns an error one second after the grace period.
         () = async { stopping.await; sleep(grace + RELEASE_TIMEOUT).await } => Err("the database does not respond".to_owned()),
     }
 }

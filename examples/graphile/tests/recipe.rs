@@ -55,7 +55,8 @@ fn work(postgres: &Postgres, takes: &str, more: &[&str]) -> Process {
     worker
 }
 
-/// Counts the lines such as `sending the mail of sign-up 7, attempt 1` for each sign-up. In this example, `action` is `sending`.
+/// For each sign-up, counts its lines with this action. For example, the line `sending the mail of sign-up 7, attempt 1` has the
+/// action `sending`.
 fn count_lines(lines: &[Line], action: &str) -> BTreeMap<usize, usize> {
     let mut counts = BTreeMap::new();
     for line in lines {
@@ -181,7 +182,8 @@ fn worker_without_a_database_fails_and_the_next_one_continues() {
     ended.assert_code(0);
     lines.extend(ended.lines);
     let mut sent = count_lines(&lines, "sent");
-    // If the kill came after a commit and before its response, only the next worker reports that the mail was sent.
+    // If Postgres was killed after it had committed that a mail was sent, the first worker received no response. The next worker
+    // then reports that this mail was already sent.
     lines.retain(|line| line.text().contains(" was already sent"));
     for signup in count_lines(&lines, "").into_keys() {
         sent.entry(signup).or_insert(1);
@@ -237,10 +239,10 @@ fn sign_up_and_job_are_committed_together() {
         start(&postgres, &["sign-up", "alan@example.com"]).wait().assert_code(2).assert_line("cannot sign up alan@example.com: ");
         assert_eq!(postgres.sql(both), "1|1");
     };
-    // In this case, the row of the sign-up is inserted, but the insertion of the job fails.
+    // Case 1: the row of the sign-up is inserted, but the insertion of the job fails.
     postgres.sql("ALTER TABLE graphile_worker._private_jobs ADD CONSTRAINT crowded CHECK (key IS NULL) NOT VALID");
     check_rejected();
-    // In this case, the sign-up and the job are inserted, but the commit fails.
+    // Case 2: the sign-up and the job are inserted, but the commit fails.
     postgres.sql(
         "ALTER TABLE graphile_worker._private_jobs DROP CONSTRAINT crowded;
         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE ''no more''; END';

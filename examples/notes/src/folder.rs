@@ -13,7 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 /// The maximum size of a note, in bytes.
 pub(crate) const MAX_NOTE: usize = 1 << 20;
 /// The maximum number of files that the service opens at the same time. The server must leave more file descriptors than this number for
-/// the service. If the service cannot open the file of a note, the note is lost after its client was answered 202.
+/// the service. If the service cannot open the file of a note, the note is lost, although its client was answered 202.
 const MAX_FILES: usize = 16;
 
 /// A folder that only one process of this service can use at a time.
@@ -30,7 +30,7 @@ pub(crate) struct Folder {
 
 /// The reason why a note cannot be read.
 pub(crate) enum ReadError {
-    /// The reserved memory for bodies has reached its limit.
+    /// The memory that is reserved for bodies has reached its limit.
     Memory,
     Io(io::Error),
 }
@@ -54,7 +54,7 @@ impl Folder {
         Ok(folder)
     }
 
-    /// Creates a temporary file. The file keeps the permit until it is dropped.
+    /// Creates a temporary file. The returned value keeps the permit until the value is dropped.
     pub(crate) fn create<'a>(&'a self, permit: Permit<'a>) -> io::Result<Temporary<'a>> {
         loop {
             let number = self.next.fetch_add(1, Ordering::Relaxed);

@@ -188,7 +188,7 @@ pub fn idle_connections_do_not_delay_exit(program: Program) {
     service.stop().0.assert_code(0).assert_line("drained in ");
 }
 
-/// The grace period of 3 s is shorter than the time in which a client must send a head.
+/// The grace period is 3 seconds. A client has 5 seconds to send a head, so the service must not wait for the rest of the head.
 pub fn half_a_request_head_does_not_delay_exit(program: Program) {
     let service = Service::start(program, &["--grace", "3"]);
     let mut half = service.connect();

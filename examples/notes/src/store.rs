@@ -52,7 +52,8 @@ pub(crate) struct Store {
     pub(crate) memory: Arc<Memory>,
     drafts: Mutex<Drafts>,
     /// A lock that a task holds while it checks the version of a draft and renames its file. Without this lock, an older body could
-    /// replace a newer body. A task does not hold the lock of `drafts` meanwhile, because requests would wait for the disk.
+    /// replace a newer body. The lock of `drafts` is not used for this, because requests also take this lock, and would wait for the
+    /// disk.
     renames: Mutex<()>,
 }
 

@@ -1,8 +1,8 @@
 //! Runs three subsystems in one process, each in its own child registry. At SIGTERM or Ctrl-C, the subsystems drain in this order:
 //!
 //! 1. `connections` receives orders over TCP. Each line contains one order.
-//! 2. `shipping` passes the orders to a carrier. If the consumer of the orders fails, the registry restarts the consumer.
-//! 3. `archive` archives the receipts each second, and one last time after the last order.
+//! 2. `shipping` passes the orders to a carrier. A task, the consumer, does this. If it fails, the registry starts it again.
+//! 3. `archive` archives the receipts of the shipped orders every second, and a last time after the last order.
 
 use background_tasks::{CompletionGuard, Registry, Restart, TokioSpawner};
 use background_tasks_host::{Host, StderrObserver};
@@ -27,7 +27,7 @@ struct Order {
     in_flight: CompletionGuard,
 }
 
-/// The values that a connection uses.
+/// The values that each connection needs.
 #[derive(Clone)]
 struct Client {
     connections: Tasks,
@@ -47,12 +47,12 @@ struct Options {
 async fn main() -> ExitCode {
     let options = Options::parse();
     let root = Registry::builder(TokioSpawner).observer(StderrObserver).inspect().build();
-    // The child registries use the observer and the settings of the root registry.
+    // The child registries have the observer and the settings of the root registry.
     let connections = root.named("connections").child_with_limit(100);
-    // The limit is 21 because the consumer itself holds one permit, and at most 20 orders may wait.
+    // The limit is 21, because the consumer holds one permit, and each of at most 20 waiting orders holds another.
     let shipping = root.named("shipping").child_with_limit(21);
     let archive = root.named("archive").child();
-    // The host shuts a subsystem down after the previous subsystems have drained.
+    // The host shuts each subsystem down after the subsystems before it have drained.
     let host = Host::new(&connections).then(&shipping).then(&archive).grace(Duration::from_secs(25));
     let orders = start_shipping(&shipping, start_archive(&archive));
     host.run(accept(Client { connections, shipping, orders }, options.listen)).await
@@ -67,7 +67,7 @@ fn start_archive(archive: &Tasks) -> Receipts {
     });
     let signal = archive.signal();
     archive.named("last receipts").run(async move {
-        signal.await; // `shipping` has drained, so no more receipts follow.
+        signal.await; // `shipping` has drained before this signal, so no more receipts follow.
         file(&last);
         println!("archive: closed");
     });
@@ -81,8 +81,8 @@ fn file(receipts: &Receipts) {
     }
 }
 
-/// Starts the consumer as a service. If the consumer fails, the registry starts the consumer again. If it fails too often, the program
-/// ends, because the consumer is critical.
+/// Starts the consumer as a service. If the consumer fails, the registry starts it again. If it fails too often, the shutdown starts,
+/// because the consumer is critical.
 fn start_shipping(shipping: &Tasks, receipts: Receipts) -> UnboundedSender<Order> {
     let (sender, receiver) = unbounded_channel();
     let receiver = Arc::new(tokio::sync::Mutex::new(receiver));
@@ -91,14 +91,14 @@ fn start_shipping(shipping: &Tasks, receipts: Receipts) -> UnboundedSender<Order
     sender
 }
 
-/// Ships orders until all connections have closed and no order is left.
+/// Ships orders until all connections have closed and the queue is empty.
 async fn ship(orders: Arc<tokio::sync::Mutex<UnboundedReceiver<Order>>>, receipts: Receipts) -> Result<(), String> {
     println!("shipping: connected to the carrier");
     let mut orders = orders.lock().await;
     while let Some(order) = orders.recv().await {
         tokio::time::sleep(Duration::from_millis(100)).await;
         if order.pieces > 1000 {
-            return Err(format!("the carrier has hung up at {}", order.receipt)); // this drops the order
+            return Err(format!("the carrier has hung up at {}", order.receipt)); // drops the order
         }
         println!("shipping: shipped {}", order.receipt);
         receipts.lock().unwrap().push(order.receipt);
@@ -115,9 +115,9 @@ async fn accept(client: Client, listen: SocketAddr) -> io::Result<()> {
     let signal = client.connections.signal();
     while let Some(accepted) = signal.run_until_shutdown(listener.accept()).await {
         match accepted {
-            // If the limit is reached, the registry drops the future, which closes the connection.
+            // At the limit of `connections`, the registry drops this future, which closes the connection.
             Ok((stream, _)) => client.connections.named("connection").run(serve(stream, client.clone())),
-            // If too many files are open, the next call would fail immediately, so the loop waits.
+            // The process may have too many open files. The next `accept` would then fail immediately, so the loop waits first.
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }
@@ -143,9 +143,9 @@ async fn serve(mut stream: TcpStream, client: Client) -> io::Result<()> {
 impl Client {
     /// Places an order such as `3 apples`. Returns the answer for the client.
     async fn place(&self, line: String) -> Result<String, Box<dyn Error + Send + Sync>> {
-        // The task runs without a permit, because the connection that waits for the task already holds a permit.
+        // The task needs no permit, because the connection that waits for the task already holds a permit.
         let calculation = self.connections.named("price").without_permit().spawn_blocking(move || price(&line));
-        let (pieces, receipt) = calculation.await??; // the first `?` is for the task, the second for the order
+        let (pieces, receipt) = calculation.await??; // the first `?` returns the task's error, the second `?` the order's
         let in_flight = self.shipping.named("order").guard()?.require_completion();
         let answer = format!("accepted: {receipt}");
         self.orders.send(Order { pieces, receipt, in_flight }).map_err(|_| "the shipping has ended")?;
@@ -153,7 +153,7 @@ impl Client {
     }
 }
 
-/// Calculates a price on a thread that may block. If this function panics, the task's handle resolves to an error.
+/// Calculates a price, on a thread on which code may block. If this function panics, the handle of its task resolves to an error.
 fn price(line: &str) -> Result<(u32, String), String> {
     let (pieces, item) = line.split_once(' ').ok_or("expected a number and an item, such as 3 apples")?;
     let pieces: u32 = pieces.parse().map_err(|error| format!("{error}: {pieces}"))?;

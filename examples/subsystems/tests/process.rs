@@ -27,7 +27,7 @@ fn start() -> (Process, Client) {
     (process, Client(BufReader::new(stream)))
 }
 
-/// Asserts that the output has lines that contain these texts, in this order.
+/// Asserts that each of the texts is in a line of the output, and that these lines are in this order.
 #[track_caller]
 fn assert_order(ended: &Ended, texts: &[&str]) {
     let output = ended.output();
@@ -43,7 +43,7 @@ fn subsystems_drain_in_order() {
     for number in 1..=10 {
         assert_eq!(client.request(&format!("{number} pears")), format!("accepted: {number} pears for {} cents", number * 25));
     }
-    // The connection is still open, and the consumer needs a second to ship the ten orders.
+    // The client is still connected, and the consumer needs another second to ship the ten orders.
     let ended = process.stop();
     ended.assert_code(0);
     let shipped: Vec<_> = (1..=10).map(|number| format!("shipping: shipped {number} pears")).collect();
@@ -101,7 +101,7 @@ fn awaited_handle_returns_errors_and_panics() {
     process.stop().assert_code(0).assert_line(" 0 failed, 1 panicked, 0 abandoned, 0 aborted, 0 rejected");
 }
 
-/// The limit of the registry `shipping` also limits the length of the queue.
+/// The limit of the child registry `shipping` limits the length of the queue.
 #[test]
 fn order_beyond_the_limit_is_refused() {
     let (process, mut client) = start();

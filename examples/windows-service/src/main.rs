@@ -1,4 +1,4 @@
-//! A Win32 service that sends invoices. When the service is stopped, it starts no new invoices, and finishes the invoices in flight.
+//! A Win32 service that sends invoices. When Windows stops the service, it starts no new invoices, and finishes the invoices in flight.
 
 #[cfg(windows)]
 mod options;

@@ -57,7 +57,7 @@ impl Options {
     pub(crate) fn service_arguments(&self) -> io::Result<Vec<OsString>> {
         let mut arguments = vec!["service".into(), "--grace".into(), self.grace.as_secs_f64().to_string().into()];
         if let Some(dir) = &self.dir {
-            // A service starts in another folder.
+            // Windows starts a service in another working folder, so the path must be absolute.
             arguments.extend(["--dir".into(), path::absolute(dir)?.into()]);
         }
         Ok(arguments)

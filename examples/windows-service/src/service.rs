@@ -1,6 +1,6 @@
 use crate::options::{Command, Options};
 use background_tasks::{Registry, SmolSpawner};
-use background_tasks_host::{Host, StderrObserver};
+use background_tasks_host::{Host, StderrObserver, notify_ready};
 use smol::Timer;
 use std::env;
 use std::error::Error;
@@ -17,7 +17,7 @@ use windows_service::service_manager::{ServiceManager, ServiceManagerAccess};
 use windows_service::{define_windows_service, service_dispatcher};
 
 const NAME: &str = "invoices";
-/// After the grace period, the host makes its last reports. The host needs less than this time for the reports.
+/// After the grace period, the host needs less than this time for its last reports.
 const REPORT_TIME: Duration = Duration::from_secs(4);
 
 pub(crate) fn main() -> ExitCode {
@@ -52,7 +52,7 @@ fn install(options: &Options) -> Result<(), Box<dyn Error>> {
     };
     let service = manager.create_service(&service, ServiceAccess::CHANGE_CONFIG)?;
     service.set_description("Sends invoices, and finishes those in flight before it stops")?;
-    // When the system shuts down, Windows waits this long for the service.
+    // When the system shuts down, Windows waits this long until the service has stopped.
     service.set_preshutdown_timeout(options.grace.saturating_add(REPORT_TIME))?;
     Ok(())
 }
@@ -60,7 +60,8 @@ fn install(options: &Options) -> Result<(), Box<dyn Error>> {
 fn uninstall() -> Result<(), Box<dyn Error>> {
     let manager = ServiceManager::local_computer(None::<&str>, ServiceManagerAccess::CONNECT)?;
     let service = manager.open_service(NAME, ServiceAccess::STOP | ServiceAccess::DELETE)?;
-    // This call fails if the service is not running. If the service is running, Windows deletes it after it has stopped.
+    // If the service is not running, this call fails, and the error is ignored. If the service is running, Windows deletes it after it has
+    // stopped.
     let _ = service.stop();
     service.delete()?;
     Ok(())
@@ -68,19 +69,22 @@ fn uninstall() -> Result<(), Box<dyn Error>> {
 
 define_windows_service!(ffi_service_main, service_main);
 
-/// The main function of the service. The host has reported the exit code when this function returns.
+/// The main function of the service. It returns no exit code, because the host has already reported the exit code to Windows.
 fn service_main(arguments: Vec<OsString>) {
-    // These are the arguments of the program. `main` has already checked them.
+    // `from_args` reads the arguments of the process, and not `arguments`. `main` has already checked them.
     if let Command::Service(options) = Command::from_args() {
-        run(&options, |host| host.windows_service(NAME), &arguments);
+        run(&options, |host| host.windows_service(NAME).running_when_ready(), &arguments);
     }
 }
 
-/// Runs the program. The tests start the service with arguments.
+/// Runs the program. Only the tests start the service with `arguments`.
 fn run(options: &Options, configure: impl FnOnce(Host) -> Host, arguments: &[OsString]) -> ExitCode {
     let has_argument = |expected: &str| arguments.iter().any(|argument| argument == expected);
     let registry = Registry::builder(SmolSpawner).observer(StderrObserver).inspect().build();
     let host = configure(Host::new(&registry).grace(options.grace));
+    if has_argument("forget-host") {
+        return 0.into(); // drops the host
+    }
     if has_argument("slow-start") {
         thread::sleep(Duration::from_secs(3));
     }
@@ -88,9 +92,19 @@ fn run(options: &Options, configure: impl FnOnce(Host) -> Host, arguments: &[OsS
         registry.named("hang").run(pending::<()>());
     }
     smol::block_on(host.run(async {
-        // A service has no console.
+        // A service has no console, so it writes to a file.
         let log = Arc::new(File::create(options.log())?);
         let signal = registry.signal();
+        if has_argument("slow-ready") {
+            while !options.log().with_extension("ready").exists() {
+                Timer::after(Duration::from_millis(10)).await;
+            }
+        }
+        notify_ready(); // Windows shows the state "running" from now on
+        if has_argument("hang") {
+            signal.await;
+            return Ok(());
+        }
         let mut number = 0;
         while signal.run_until_shutdown(Timer::after(Duration::from_millis(500))).await.is_some() {
             number += 1;
@@ -101,7 +115,7 @@ fn run(options: &Options, configure: impl FnOnce(Host) -> Host, arguments: &[OsS
     }))
 }
 
-/// Simulates an invoice, which takes three seconds.
+/// Simulates the sending of an invoice, which takes three seconds.
 async fn send(number: u32, log: Arc<File>) -> io::Result<()> {
     Timer::after(Duration::from_secs(3)).await;
     writeln!(&*log, "invoice {number} is sent")

@@ -1,24 +1,25 @@
-//! Tests of the service with Windows' service control manager, as an administrator, or with Wine's.
+//! Tests the service with the service control manager of Windows or Wine. On Windows, run the test as an administrator.
 #![cfg(windows)]
 
 use std::env;
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
-use windows_service::service::{Service, ServiceAccess, ServiceExitCode, ServiceState, ServiceStatus};
+use windows_service::service::{Service, ServiceAccess, ServiceControlAccept, ServiceExitCode, ServiceState, ServiceStatus};
 use windows_service::service_manager::{ServiceManager, ServiceManagerAccess};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Runs a command of the service's program.
+/// Runs a command of the program `invoices`. Returns whether the command succeeded.
 fn run(command: &str) -> bool {
-    // This program is in the folder `deps` of the folder of that program.
+    // This test is in the folder `deps`, and `invoices.exe` is in the parent folder.
     let program = env::current_exe().unwrap().parent().unwrap().with_file_name("invoices.exe");
     Command::new(program).arg(command).status().unwrap().success()
 }
 
-/// Queries the state of the service until it is the expected one. Returns all states that differ from the state before.
+/// Queries the state of the service until it is `expected`. Returns the sequence of states, without repetitions.
 fn states_until(service: &Service, expected: ServiceState) -> Vec<ServiceStatus> {
     let deadline = Instant::now() + PATIENCE;
     let mut states: Vec<ServiceStatus> = Vec::new();
@@ -35,14 +36,18 @@ fn states_until(service: &Service, expected: ServiceState) -> Vec<ServiceStatus>
     }
 }
 
-fn log() -> String {
-    fs::read_to_string(env::temp_dir().join("invoices.log")).unwrap()
+fn log() -> PathBuf {
+    env::temp_dir().join("invoices.log")
 }
 
-/// One test, because the computer has one service of this name.
+fn pending(states: &[ServiceStatus]) -> Vec<&ServiceStatus> {
+    states.iter().filter(|state| state.current_state == ServiceState::StopPending).collect()
+}
+
+/// There is only one test, because a computer can have only one service with this name.
 #[test]
 fn service_reports_its_states_and_finishes_its_tasks() {
-    // An earlier run that failed may have left the service, which may still run.
+    // An earlier run of the test may have failed, so the service may still be installed and running.
     run("uninstall");
     let deadline = Instant::now() + PATIENCE;
     while !run("install") {
@@ -56,26 +61,55 @@ fn service_reports_its_states_and_finishes_its_tasks() {
     let states = states_until(&service, ServiceState::Running);
     let is_host = |state: &ServiceStatus| state.current_state == ServiceState::StartPending && state.wait_hint.as_secs() == 30;
     assert!(states.iter().any(is_host), "{states:#?}");
-    // Invoices are in flight, and end one after the other.
+    let controls = ServiceControlAccept::STOP | ServiceControlAccept::SHUTDOWN | ServiceControlAccept::PRESHUTDOWN;
+    assert_eq!(states.last().unwrap().controls_accepted, controls);
+    // After two seconds, some invoices are in flight. They end one after the other.
     thread::sleep(Duration::from_secs(2));
     service.stop().unwrap();
     let states = states_until(&service, ServiceState::Stopped);
-    let pending: Vec<_> = states.iter().filter(|state| state.current_state == ServiceState::StopPending).collect();
-    assert!(pending.len() > 1 && pending.is_sorted_by(|a, b| a.checkpoint < b.checkpoint), "{states:#?}");
-    assert!(pending.iter().all(|state| state.wait_hint <= Duration::from_secs(9)), "{states:#?}");
+    let stopping = pending(&states);
+    assert!(stopping.len() > 1 && stopping.is_sorted_by(|a, b| a.checkpoint < b.checkpoint), "{states:#?}");
+    let limits = Duration::from_secs(1)..=Duration::from_secs(9);
+    assert!(stopping.iter().all(|state| limits.contains(&state.wait_hint)), "{states:#?}");
+    assert!(stopping.iter().all(|state| state.controls_accepted.is_empty()), "{states:#?}");
     assert_eq!(states.last().unwrap().exit_code, ServiceExitCode::Win32(0), "{states:#?}");
-    let log = log();
-    let started: usize = log.lines().find_map(|line| line.strip_suffix(" invoices were started")?.parse().ok()).unwrap();
-    assert!(started > 1 && log.matches("is sent").count() == started, "{log}");
+    let text = fs::read_to_string(log()).unwrap();
+    let started: usize = text.lines().find_map(|line| line.strip_suffix(" invoices were started")?.parse().ok()).unwrap();
+    assert!(started > 1 && text.matches("is sent").count() == started, "{text}");
 
-    // A task hangs, so the service exits with the code of a missed deadline.
+    // A task hangs, so the service exits with the code of a missed deadline. The checkpoint rises when the shutdown starts, at the first
+    // report, and when the program ends. During the rest of the eight seconds, there is no progress.
     service.start(&["hang"]).unwrap();
     states_until(&service, ServiceState::Running);
     service.stop().unwrap();
     let states = states_until(&service, ServiceState::Stopped);
+    assert!(pending(&states).len() <= 3, "{states:#?}");
     assert_eq!(states.last().unwrap().exit_code, ServiceExitCode::ServiceSpecific(1), "{states:#?}");
+
+    // The program runs, but is not ready until a file exists.
+    let ready = log().with_extension("ready");
+    let _ = fs::remove_file(&ready);
+    fs::remove_file(log()).unwrap();
+    service.start(&["slow-ready"]).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while !log().exists() {
+        assert!(Instant::now() < deadline, "the program does not run");
+        thread::sleep(Duration::from_millis(10));
+    }
+    let state = service.query_status().unwrap();
+    assert_eq!((state.current_state, state.controls_accepted), (ServiceState::StartPending, ServiceControlAccept::empty()));
+    fs::write(&ready, "").unwrap();
+    states_until(&service, ServiceState::Running);
+    service.stop().unwrap();
+    states_until(&service, ServiceState::Stopped);
+    fs::remove_file(ready).unwrap();
+
+    // The program drops its host, so that nothing can stop the service.
+    service.start(&["forget-host"]).unwrap();
+    let states = states_until(&service, ServiceState::Stopped);
+    assert_eq!(states.last().unwrap().exit_code, ServiceExitCode::ServiceSpecific(2), "{states:#?}");
     drop(service);
     assert!(run("uninstall"));
-    // The program is not a service now.
+    // This call must fail, because Windows has not started this process as a service.
     assert!(!run("service"));
 }

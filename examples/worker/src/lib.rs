@@ -12,7 +12,7 @@ use wasm_bindgen_futures::future_to_promise;
 use web_sys::{Request, Response, Url};
 use worker::{Context, Env};
 
-/// Installs a hook that logs panics. Without a hook, a panic stops the program without a message.
+/// Installs a hook that logs panics. Without this hook, a panic would end the call from JavaScript without a message.
 #[wasm_bindgen(start)]
 fn log_panics() {
     std::panic::set_hook(Box::new(|panic| log(&panic)));
@@ -34,7 +34,7 @@ impl Observer for ConsoleObserver {
 ///
 /// # Errors
 ///
-/// Returns the errors of JavaScript's constructors. The runtime answers such a request with status 500.
+/// Returns an error if JavaScript cannot construct the URL or the response. The runtime then answers with status 500.
 #[wasm_bindgen]
 pub fn handle(request: &Request, env: &Env, context: &Context) -> Result<Response, JsValue> {
     let url = Url::new(&request.url())?;
@@ -42,21 +42,21 @@ pub fn handle(request: &Request, env: &Env, context: &Context) -> Result<Respons
     let order = path.strip_prefix("/orders/").filter(|order| !order.is_empty() && request.method() == "POST");
     let Some(order) = order else { return worker::respond(404, "post to /orders/<name>\n") };
 
-    // Each request has its own registry, because the drain of the registry must wait only for the tasks of this request.
+    // Each request has its own registry, so that its drain waits only for the tasks of this request.
     let tasks = Registry::builder(WasmSpawner).inspect().observer(ConsoleObserver).build();
     for recipient in ["customer", "accounting"] {
         tasks.named("receipt").run_local(send_receipt(env.mail(), format!("{order} to {recipient}")));
     }
-    // Without this call, the runtime cancels the tasks after it has sent the response. A test uses `?forget` to show that the receipts are
-    // lost without this call.
+    // Without this call to `wait_until`, the runtime cancels the tasks when it has sent the response. A test posts an order with `?forget`
+    // to show that its receipts are lost.
     if url.search() != "?forget" {
         context.wait_until(&drain(&tasks, Duration::from_secs_f64(env.grace().parse().unwrap_or(25.0))));
     }
     worker::respond(202, &format!("{order} is accepted\n"))
 }
 
-/// Returns a promise that resolves when all tasks have ended, but at the latest one second after the grace period. When the grace period
-/// expires, aborts the tasks in flight. Logs the tasks that are still in flight one second later.
+/// Shuts the registry down. Returns a promise that resolves when all tasks have ended. When the grace period expires, the registry aborts
+/// the tasks in flight. One second later, the promise resolves in any case, and the log lists the tasks that are still in flight.
 fn drain(tasks: &Registry<WasmSpawner>, grace: Duration) -> Promise {
     let drained = tasks.shutdown().or_abort(WasmSpawner.sleep(grace), async || WasmSpawner.sleep(Duration::from_secs(1)).await);
     future_to_promise(async move {

@@ -8,7 +8,7 @@ use web_sys::{RequestInit, Response, ResponseInit};
 
 #[wasm_bindgen]
 extern "C" {
-    /// The values in the configuration of the Worker.
+    /// The variables of the Worker's configuration.
     pub type Env;
 
     /// Returns the URL of the mail service.
@@ -22,7 +22,7 @@ extern "C" {
     /// The context of one request.
     pub type Context;
 
-    /// Makes the runtime keep the request alive until the promise resolves or is rejected.
+    /// Makes the runtime wait until the promise resolves or is rejected, before it cancels the work of the request.
     #[wasm_bindgen(method, js_name = waitUntil)]
     pub(crate) fn wait_until(this: &Context, promise: &Promise);
 

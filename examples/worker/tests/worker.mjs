@@ -1,5 +1,5 @@
-// Runs the Worker in workerd, with a mail service on this computer. Needs the folder `pkg/`, and the path of workerd in the variable
-// WORKERD.
+// Runs the Worker in workerd, with a mail service on this computer. The test needs the folder `pkg/`, and the variable WORKERD with the
+// path of workerd.
 import { after, before, test } from "node:test";
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
@@ -15,8 +15,8 @@ const lines = [];
 events.setMaxListeners(0);
 let mail, workerd, url;
 
-/// Waits until the condition holds. Checks the condition after each receipt and each line of workerd. If the condition never holds, the
-/// time limit of the job ends the wait.
+/// Waits until the condition is true. Checks the condition after each receipt and each line that workerd prints. If the condition never
+/// becomes true, the time limit of the CI job ends the wait.
 async function until(condition) {
   if (condition()) return;
   for await (const _ of on(events, "change")) if (condition()) return;
@@ -25,8 +25,8 @@ async function until(condition) {
 const has_receipts = (order) => ["customer", "accounting"].every((recipient) => receipts.includes(`${order} to ${recipient}`));
 const has_line = (text) => lines.some((line) => line.includes(text));
 
-/// Posts an order. The mail service waits until the client has the response. Therefore a Worker that finishes its tasks before it
-/// responds would hang.
+/// Posts an order. The mail service answers only after this client has received the Worker's response. So a Worker that waited for its
+/// tasks before it responds would hang.
 async function post(order, query = "") {
   const response = await fetch(`${url}/orders/${order}${query}`, { method: "POST" });
   assert.equal(response.status, 202);
@@ -38,7 +38,7 @@ async function post(order, query = "") {
 before(async () => {
   mail = createServer(async (request, response) => {
     const receipt = (await request.toArray()).join("");
-    // The mail service never answers the receipts of this order.
+    // The mail service never answers the receipts of the order `hang`.
     if (receipt.startsWith("hang")) return;
     await until(() => responded.has(receipt.split(" ")[0]));
     receipts.push(receipt);
@@ -77,7 +77,7 @@ test("receipts are sent after the response", async () => {
 
 test("receipts are lost without waitUntil", async () => {
   await post("forgotten", "?forget");
-  // The receipts of a later order take the same time. When the later receipts have arrived, the receipts of the first order would have
+  // The receipts of both orders take the same time. When the receipts of `later` have arrived, the receipts of `forgotten` would have
   // arrived too.
   await post("later");
   await until(() => has_receipts("later"));

@@ -12,15 +12,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-/// The time between two events.
+/// The shortest time between two events.
 const INTERVAL: Duration = Duration::from_millis(500);
-/// The longest time between two events. The page treats a connection as lost only if no event arrives for longer than this time.
+/// The longest time between two events. The page waits longer than this time for an event before it treats the connection as lost.
 const MAX_INTERVAL: Duration = Duration::from_secs(2);
-/// The time between two events during a drain. If events are expensive, the time is longer. If events are cheap, a stream delays a drain by
-/// at most this time.
+/// The shortest time between two events during a drain. The end of the stream is an event, so a stream can delay the drain for this time.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_DRAIN_INTERVAL: Duration = Duration::from_millis(250);
-/// The wait after an event is this many times as long as the time in which the event was made, within the limits above.
+/// After an event, the stream waits this many times as long as it took to make the event, within the limits above.
 const IDLE_FACTOR: u32 = 20;
 
 /// The body of a response from a [`Dashboard`](crate::Dashboard).

@@ -3,10 +3,10 @@
 use http::HeaderValue;
 use http::header::{self, HeaderMap, HeaderName};
 
-/// Returns whether a page of the same origin sent a request with these headers. `authority` is the host and port to which the request was
-/// sent.
+/// Returns whether a request with these headers comes from a page of the same origin. `authority` is the host and port to which the request
+/// was sent.
 pub(super) fn is_same(headers: &HeaderMap, authority: &str) -> bool {
-    // Browsers send this header only over HTTPS, or to the local machine.
+    // Browsers send the header `Sec-Fetch-Site` only over HTTPS or to the local machine. In other cases, the header `Origin` is checked.
     let site = HeaderName::from_static("sec-fetch-site");
     if headers.contains_key(&site) {
         return only(headers, &site) == Some("same-origin");

@@ -20,13 +20,13 @@ const MAX_GROUPS: usize = 50;
 const MAX_SERVICES: usize = 100;
 /// The largest length of the message about a service's last loss, in characters.
 const MAX_LOSS: usize = 300;
-/// If at least this many tasks must be read for an event, the event is expensive. All open pages share an expensive event for a short time.
+/// If an event was made from at least this many tasks, it is expensive. All open pages share an expensive event for a short time.
 const MANY_TASKS: usize = 1000;
-/// The time for which pages share an expensive event is this factor times the time that was needed to make the event. So even many open
-/// pages together use only a small part of one thread.
+/// Pages share an expensive event for this many times as long as it took to make the event. So even many open pages together use only a
+/// small part of one thread.
 const AGE_FACTOR: u32 = 20;
-/// The longest time for which pages share an event. This time is shorter than the time between two events, so every page receives new
-/// events.
+/// The longest time for which pages share an event. This time is shorter than the time between two events of a page, so no page receives
+/// the same event twice.
 const MAX_AGE: Duration = Duration::from_millis(250);
 const MAX_AGE_IN_DRAIN: Duration = Duration::from_millis(50);
 
@@ -44,14 +44,14 @@ pub(super) struct Event {
 
 /// The registries and settings of a dashboard. All streams of the dashboard share this value.
 pub(super) struct Source {
-    /// The registry in which the requests of the page are in flight.
+    /// The registry that counts the requests of the page as in flight.
     pub(super) registry: Registry<()>,
     pub(super) serving: Vec<&'static str>,
     pub(super) host: Option<HostSource>,
     shared: Mutex<Option<SharedEvent>>,
 }
 
-/// A clone can have other settings than the cloned value, so they do not share events.
+/// A clone shares no events with the value from which it was cloned, because the two can have different settings.
 impl Clone for Source {
     fn clone(&self) -> Self {
         let Self { registry, serving, host, .. } = self;
@@ -76,10 +76,10 @@ impl Source {
         Self { registry, serving, host: None, shared: Mutex::default() }
     }
 
-    /// Returns an event with the current state. `draining` says whether the page's registry drains. If the registry drains and all its
-    /// listed tasks only serve requests, this event is the last one of the stream.
+    /// Returns an event with the current state. `draining` says whether `registry` drains. If it drains and all of its tasks only serve
+    /// requests, this event is the last event of the stream.
     pub(super) fn event(&self, draining: bool) -> Event {
-        // The lock is held while the event is made, so that other streams wait and share the event.
+        // The lock is held while the event is made. Meanwhile, other streams wait for the lock, and then share the event.
         let mut shared = lock(&self.shared);
         let started = Instant::now();
         if let Some(shared) = shared.as_ref().filter(|shared| shared.draining == draining && started < shared.expires) {
@@ -92,7 +92,7 @@ impl Source {
         event
     }
 
-    /// Makes an event. Also returns the number of tasks that were read to make the event.
+    /// Makes an event. Also returns the number of tasks from which the event was made.
     fn make_event(&self, draining: bool, started: Instant) -> (Event, usize) {
         let phases = self.host.as_ref().map(|host| host.status.phases());
         let registries = phases.as_ref().map_or(std::slice::from_ref(&self.registry), Phases::registries);
@@ -148,7 +148,7 @@ struct State {
     inspected: bool,
     #[serde(flatten)]
     lists: Lists,
-    /// The JSON contains this field only if the dashboard shows a host.
+    /// This field is in the JSON only if the dashboard shows a host.
     #[serde(skip_serializing_if = "Option::is_none")]
     host: Option<HostState>,
 }
@@ -159,13 +159,13 @@ struct Lists {
     names: BTreeMap<&'static str, usize>,
     /// The tasks, oldest first, without child registries.
     tasks: Vec<InPhase<TaskInfo>>,
-    /// The number of tasks that are missing from the list.
+    /// The number of tasks in flight that are not in `tasks`, because there are too many.
     more: usize,
     /// The child registries. If there are too many child registries, the list contains only the registries with the most tasks.
     groups: Vec<InPhase<Group>>,
     more_groups: usize,
-    /// The services, from the first started service to the last. If there are too many services, the list first contains services that do
-    /// not run, and then services with a loss.
+    /// The services, in the order in which they started. If there are too many services, services that do not run come first, and then
+    /// services with a loss. So these services are not cut off.
     services: Vec<InPhase<ServiceInfo>>,
     more_services: usize,
     /// The number of tasks and child registries that were read for the lists.
@@ -177,7 +177,7 @@ struct Lists {
 struct InPhase<T> {
     #[serde(flatten)]
     item: T,
-    /// The index of the item's phase. The JSON does not contain this field if the dashboard shows no host.
+    /// The index of the item's phase. This field is in the JSON only if the dashboard shows a host.
     #[serde(skip_serializing_if = "Option::is_none")]
     phase: Option<usize>,
 }
@@ -186,7 +186,7 @@ struct InPhase<T> {
 #[derive(Serialize)]
 struct Group {
     task: TaskInfo,
-    /// The number of tasks and child registries that are in flight in this group. Tasks inside these child registries are not included.
+    /// The number of tasks and child registries directly in this child registry. The tasks of the inner child registries are not included.
     in_flight: usize,
 }
 
@@ -205,7 +205,8 @@ impl Lists {
         }
         let in_flight = |task: &TaskInfo| task.id().and_then(|id| in_groups.get(&id)).copied().unwrap_or_default();
         self.groups.extend(children.into_iter().map(|task| InPhase { item: Group { in_flight: in_flight(&task), task }, phase }));
-        // If the registry is not inspected, each child registry counts as one task.
+        // If the registry is not inspected, it cannot list its tasks. Its number of tasks in flight then counts each child registry as one
+        // task.
         let count = if registry.is_inspected() { tasks.len() } else { registry.in_flight() };
         self.more += tasks.len().saturating_sub(MAX_TASKS);
         self.tasks.extend(tasks.into_iter().take(MAX_TASKS).map(|item| InPhase { item, phase }));
@@ -245,12 +246,12 @@ fn truncate<T>(list: &mut Vec<T>, len: usize) -> usize {
     removed
 }
 
-/// The state of a host. Its times are in seconds.
+/// The state of a host. All times are in seconds.
 #[derive(Serialize)]
 struct HostState {
     is_ready: bool,
     phases: Vec<PhaseState>,
-    /// The times of a stop. `null` until the process is asked to stop or shutdown starts.
+    /// The times of the shutdown. `null` until the process is asked to stop or shutdown starts.
     stop: Option<StopState>,
     /// The tasks that have reported no progress for longer than their timeouts.
     late: Vec<LateTask>,
@@ -258,13 +259,13 @@ struct HostState {
 
 #[derive(Serialize)]
 struct PhaseState {
-    /// The name of the phase. `null` if the program has not given it a name.
+    /// The name of the phase. `null` if the program has given the phase no name.
     name: Option<&'static str>,
     state: &'static str,
     in_flight: usize,
     reserve: f64,
-    /// The longest time until the host shuts this phase down. `null` if no stop has started, if the grace period has no end, if the delay
-    /// has not expired, or if the phase is already shut down.
+    /// The host shuts this phase down after at most this time. `null` before the drain starts, if the grace period has no end, or if the
+    /// phase is already shut down.
     shutdown_within: Option<f64>,
 }
 

@@ -29,7 +29,7 @@ const UNKNOWN_HOST: Refusal = (
 /// Checks the host name to which a request was sent.
 pub(super) fn check_host<B>(request: &Request<B>, names: &HostNames) -> Result<(), Refusal> {
     let hosts = request.headers().get_all(HOST).iter().count();
-    // HTTP/1.0 does not require `Host`. Browsers do not send HTTP/1.0, so DNS rebinding cannot use it.
+    // HTTP/1.0 does not require `Host`. An attack by DNS rebinding uses a browser, and browsers do not send HTTP/1.0.
     if hosts == 0 && request.version() == Version::HTTP_10 {
         return Ok(());
     }
@@ -38,8 +38,8 @@ pub(super) fn check_host<B>(request: &Request<B>, names: &HostNames) -> Result<(
     if trusted { Ok(()) } else { Err(UNKNOWN_HOST) }
 }
 
-/// Returns the response of the service, or a response of the server that replaces it. `timed_out` says whether the body of the request
-/// arrived too slowly.
+/// Returns the response of the service, or the server's own response if the request was refused or its body arrived too slowly. `timed_out`
+/// says whether the body arrived too slowly.
 pub(super) async fn answer<F, B, E>(
     called: Result<F, Refusal>,
     timed_out: Arc<AtomicBool>,
@@ -79,7 +79,7 @@ fn refuse<B>((status, text): Refusal) -> Response<Answer<B>> {
 }
 
 pin_project! {
-    /// The body of a response: either from the service, or the message of a refusal.
+    /// The body of a response from the service, or the message of the server if it refuses the request.
     #[project = AnswerProjection]
     pub(super) enum Answer<B> {
         Service { #[pin] body: B },

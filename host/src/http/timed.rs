@@ -1,4 +1,4 @@
-//! Limits the time for the transfer of a request's body and of a response.
+//! Limits the time in which a client sends the body of a request, and the time in which it reads a response.
 
 use background_tasks::ShutdownSignal;
 use bytes::Bytes;
@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 
 pub(super) type SharedTimer = Arc<dyn Timer + Send + Sync>;
 
-/// A time limit that the drain timeout can shorten when the server stops.
+/// A time limit. When the server stops, the limit becomes at most the drain timeout.
 pub(super) struct TimeLimit {
     timer: SharedTimer,
     timeout: Duration,
     drain_timeout: Duration,
-    /// `None` after the signal has been triggered. From this moment on, the drain timeout is an upper limit.
+    /// The signal that is triggered when the server stops. `None` after this future has resolved.
     signal: Option<ShutdownSignal>,
     deadline: Option<Instant>,
     sleep: Option<Pin<Box<dyn Sleep>>>,
@@ -36,7 +36,7 @@ impl TimeLimit {
         self.sleep = None;
     }
 
-    /// Resolves when the time has expired. The first call starts the timer. The first call after `stop` restarts the timer from zero.
+    /// Returns `Ready` when the time has expired. The first call starts the timer. After `stop`, the next call starts the timer from zero.
     fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.signal.as_mut().is_some_and(|signal| Pin::new(signal).poll(cx).is_ready()) {
             self.signal = None;
@@ -49,7 +49,7 @@ impl TimeLimit {
     }
 }
 
-/// The body of a request to an [`HttpServer`](crate::HttpServer), with a limit for the time until the whole body has arrived.
+/// The body of a request to an [`HttpServer`](crate::HttpServer), which limits the time until the whole body has arrived.
 ///
 /// The limit is the server's [`body_timeout`](crate::HttpServer::body_timeout), and during a shutdown also its
 /// [`drain_timeout`](crate::HttpServer::drain_timeout). If the rest of the body arrives too late, the next frame is an error of the kind
@@ -61,7 +61,7 @@ pub struct TimedBody {
 }
 
 impl TimedBody {
-    /// Returns a body that sets `timed_out` when the time has expired.
+    /// Returns a body that sets the flag `timed_out` when the time has expired.
     pub(super) fn new(body: Incoming, limit: TimeLimit, timed_out: Arc<AtomicBool>) -> Self {
         Self { body, limit, timed_out }
     }
@@ -76,8 +76,8 @@ impl Body for TimedBody {
         if this.timed_out.load(Ordering::Relaxed) {
             return Poll::Ready(None);
         }
-        // A body that has already arrived needs no timer. The limit is polled even if a client sends without a pause, because hyper returns
-        // `Pending` between two frames.
+        // The timer is polled only if no frame is ready, so a body that has already arrived needs no timer. A client cannot keep frames
+        // always ready to escape the limit, because hyper returns `Pending` between two frames.
         if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
             return Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)));
         }
@@ -106,12 +106,12 @@ impl fmt::Debug for TimedBody {
 pub(super) struct TimedIo<I, P> {
     io: I,
     limit: TimeLimit,
-    /// The permit of the connection. This permit is dropped after the connection has been closed.
+    /// The permit of the connection. The permit is dropped after `io`, which closes the connection.
     _permit: P,
 }
 
 impl<I: Unpin, P: Unpin> TimedIo<I, P> {
-    /// Returns a connection that drops `permit` after it has closed.
+    /// Wraps a connection. `permit` is dropped after the connection has closed.
     pub(super) fn new(io: I, limit: TimeLimit, permit: P) -> Self {
         Self { io, limit, _permit: permit }
     }

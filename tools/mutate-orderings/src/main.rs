@@ -35,8 +35,8 @@ struct Mutant {
     /// The path relative to the repository's root.
     file: String,
     line: usize,
-    /// The trimmed source line. An entry of `allowed.txt` names a mutant by `file`, `text` and `change`, so it stays valid when code
-    /// moves.
+    /// The trimmed source line. An entry of `allowed.txt` names a mutant by `file`, `text` and `change`, and not by its line
+    /// number. The entry therefore stays valid when code moves.
     text: String,
     change: String,
     /// The byte offset of the ordering's name in the file.
@@ -66,7 +66,7 @@ fn mutants_of(file: &str, source: &str) -> Vec<Mutant> {
             excluded = Some(indent);
         }
         if let Some(outer) = excluded {
-            // rustfmt indents the last line of an item like its first line.
+            // rustfmt indents the last line of an item like its first line, so the excluded item ends at such a line.
             if indent == outer && !text.starts_with("#[") && text.ends_with(['}', ';', ',']) {
                 excluded = None;
             }
@@ -102,7 +102,8 @@ fn rust_files(path: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes `to` equal to `from`. Does not write equal files, so cargo does not rebuild their packages.
+/// Copies `from` to `to`, and removes files from `to` that `from` does not contain. Does not write a file that is already equal, so
+/// that cargo does not rebuild its package.
 fn mirror(from: &Path, to: &Path) -> io::Result<()> {
     if !from.is_dir() {
         let content = fs::read(from)?;
@@ -159,7 +160,8 @@ impl Sandbox {
         Ok(messages.lines().find_map(executable).filter(|_| output.status.success()))
     }
 
-    /// Runs the tests of a model until one fails. Returns the name of the failed test, another description of the failure, or `None`.
+    /// Runs the tests of a model until one fails. Returns the name of the failed test, or another description of the failure.
+    /// Returns `None` if no test failed.
     fn run(&self, executable: &Path, model: &str, limit: Duration) -> io::Result<Option<String>> {
         let (start, log) = (Instant::now(), File::create(self.log())?);
         let module = format!("{model}::");
@@ -175,8 +177,8 @@ impl Sandbox {
             let failure = match (failed, status) {
                 (Some(test), _) => Some(test.to_owned()),
                 (None, Some(status)) if status.success() => return Ok(None),
-                // A second panic, in loom's own cleanup, has aborted the process. The name of the thread that panicked is the name of the
-                // test.
+                // The process has failed without the result line of a failed test: usually, a second panic in loom's cleanup has
+                // aborted the process. The thread of the first panic has the name of the test.
                 (None, Some(status)) => {
                     let panicked = complete.lines().find_map(|line| line.strip_prefix("thread '")?.split('\'').next());
                     Some(panicked.map_or_else(|| status.to_string(), str::to_owned))
@@ -224,7 +226,8 @@ enum Verdict {
     Missed,
 }
 
-/// Runs the models on one mutant until a model fails. Moves this model to the front of `models`.
+/// Runs the models on one mutant until a model fails. Moves this model to the front of `models`, because it may also catch the next
+/// mutants.
 fn test(sandbox: &Sandbox, models: &mut [Model], mutant: &Mutant) -> io::Result<Verdict> {
     let copy = sandbox.0.join(&mutant.file);
     let original = fs::read_to_string(&copy)?;

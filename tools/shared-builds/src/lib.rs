@@ -1,1 +1,1 @@
-//! This library is empty; see `Cargo.toml`.
+//! This library is empty. Only its dependencies matter: see `Cargo.toml`.

@@ -44,11 +44,14 @@ pub fn run(pace: Pace) -> Measured {
         Table::new(title, "", REGISTRY, columns[..kinds].into(), rows)
     };
     Ok(vec![
-        table("Run a ready task on tokio's current-thread runtime", ready).difference(0, REGISTRY, BARE, Goal::at_most(0.0)),
-        table("A task that waits forever, or for shutdown in the rows with a signal or CancellationToken", waiting)
-            .difference(0, UNTIL, BARE, Goal::below(0.01))
-            .difference(1, REGISTRY, TRACKER, Goal::at_most(8.0)),
-        table("An open child without tasks, with its handle", children).value(1, REGISTRY, Goal::at_most(512.0)),
+        table("Memory of a ready task on tokio's current-thread runtime", ready).difference(0, REGISTRY, BARE, Goal::at_most(0.0)),
+        table(
+            "Memory of a task that waits for shutdown (rows with signal, run_until_shutdown, CancellationToken) or forever",
+            waiting,
+        )
+        .difference(0, UNTIL, BARE, Goal::below(0.01))
+        .difference(1, REGISTRY, TRACKER, Goal::at_most(8.0)),
+        table("Memory of an open child without tasks, with its handle", children).value(1, REGISTRY, Goal::at_most(512.0)),
     ])
 }
 

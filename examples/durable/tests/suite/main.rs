@@ -70,7 +70,7 @@ fn one_command_sends_a_mail() {
 
     server.process.line("the worker is ready");
     let output = server.process.stop().assert_code(0).output();
-    // The worker prints this line first, and then the server, which started the worker.
+    // Both processes write this line: first the worker, and then the server that started it.
     let drained: Vec<_> = output.lines().filter(|line| line.contains("background tasks drained ")).collect();
     assert!(
         drained.len() == 2 && drained.iter().all(|line| line.ends_with(" failed=0 panicked=0 abandoned=0 aborted=0 rejected=0")),
@@ -124,8 +124,8 @@ fn page_without_a_worker_reloads() {
     let _ = stream.join();
 }
 
-/// When the server receives the signal, it closes a connection that has sent only a part of a request head. The server does not wait for
-/// the head timeout of 5 s.
+/// A client has sent only a part of a request head. At SIGTERM, the server must close this connection, and not wait for the head
+/// timeout of 5 s.
 #[test]
 fn half_a_request_head_does_not_delay_exit() {
     let site = Site::new();
@@ -223,7 +223,7 @@ fn mail_of_a_killed_worker_is_sent_by_another() {
     worker.stop().assert_code(0);
 }
 
-/// A link or a pipe in the outbox must not make the worker write to another file, block, or lose a mail.
+/// If the outbox contains a link or a pipe, the worker must not write to another file, block, or lose a mail.
 #[test]
 fn links_and_pipes_in_the_outbox_are_not_followed() {
     let site = Site::new();
@@ -406,7 +406,7 @@ fn locked_and_deleted_databases_are_unavailable() {
     let before = sign_up(server.address, "ada@example.com");
     with_sqlite(&site, async |connection| {
         sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await.unwrap();
-        // If the requests timed out one after another, eight requests would take too long for the test.
+        // The eight requests must wait at the same time. One after another, they would exceed the time limit of the test.
         let many: Vec<_> = (0..8).map(|_| thread::spawn(move || sign_up(address, "grace@example.com"))).collect();
         let shown = thread::spawn(move || post(address, &[FORM, "accept: text/html"], "email=grace@example.com"));
         for answer in many {
@@ -595,7 +595,8 @@ fn invalid_options_and_databases_are_reported() {
 
 /// Runs two servers and two workers on one Postgres server. Kills a worker, and then kills Postgres.
 ///
-/// This test takes longest. The name of the test comes first in the alphabet, so the test starts first.
+/// This test takes longest, so it should start first. Tests start in alphabetical order, so this test has a name that starts with
+/// `a`.
 #[test]
 fn all_roles_share_a_postgres() {
     // The test can switch `fsync` off: if a process is killed, the operating system still writes the data of the process to the disk.
@@ -628,8 +629,8 @@ fn all_roles_share_a_postgres() {
         Some(sign_up(server.address, "grace@example.com")).filter(|answer| answer.status == 202)
     });
     assert_eq!(wait_for_end(server.address, late.location())["status"], "done");
-    // The killed worker may have sent mails of jobs that it still held. The jobs of the killed worker run a second time when its lease
-    // has expired.
+    // The killed worker may have sent a mail without committing the outcome of the job. Such a job runs a second time when the
+    // lease of the killed worker has expired.
     let undone = "SELECT count(*) FROM background_tasks.jobs WHERE state <> 'done'";
     poll_until(&"jobs are not done", || postgres.sql(undone) == "0");
     for process in [server.process, other.process, left] {

@@ -91,7 +91,7 @@ pub fn memory_for_bodies_is_limited(program: Program) {
     let mut other = service.connect();
     other.start_put("other", MIB).unwrap();
     assert_eq!(service.connect().put("more", &body).unwrap().status, 503);
-    // A body without an announced length needs the maximum length, because it may become as long.
+    // For a body without an announced length, the service reserves memory for a body of the maximum length.
     assert_eq!(service.connect().put_in_chunks("more", &[b"a"]).unwrap().status, 503);
     assert_eq!(service.connect().put("small", b"a").unwrap().status, 202);
     half.send(&body).unwrap();
@@ -114,7 +114,7 @@ pub fn number_of_empty_bodies_is_limited(program: Program) {
     assert_drained(&service.stop().0);
 }
 
-/// Two clients repeat requests for a note, and do not read the responses. The memory for the responses must stay limited.
+/// Two clients repeatedly request a note, and do not read the responses. The memory for the responses must stay limited.
 pub fn memory_for_responses_is_limited(program: Program) {
     let service = Service::start(program, &["--memory", "3", "--grace", "3"]);
     let mut client = service.connect();
@@ -166,7 +166,8 @@ fn allow_open_files(count: u64) {
     }
 }
 
-/// With DNS rebinding, a page of another site sends requests to this service, and the requests contain the host name of that site.
+/// In an attack by DNS rebinding, a page of another site sends requests to this service. These requests contain the host name of the
+/// other site, so the service can refuse them.
 pub fn foreign_hosts_are_refused(program: Program) {
     let service = Service::start(program, &[]);
     let status = |headers: &[&str], method: &str, path: &str| {

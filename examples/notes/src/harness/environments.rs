@@ -76,7 +76,8 @@ const DISK: usize = 1 << 20;
 
 const NAMESPACE: [&str; 4] = ["unshare", "--pid", "--fork", "--kill-child"];
 
-/// If a signal has no handler, the kernel does not deliver it to process 1 of a PID namespace. Therefore the service must handle SIGTERM.
+/// The kernel does not deliver a signal to process 1 of a PID namespace if this process has no handler for the signal. Therefore the
+/// service must handle SIGTERM.
 pub fn process_1_of_a_container(program: Program) {
     if run_or_skip("namespaces", &[&NAMESPACE[..], &["true"]].concat()).is_none() {
         return;

@@ -3,17 +3,13 @@
 use super::Program;
 use super::load::{check_notes, random_stop, rounds, send_notes};
 use super::service::{NotesClient, address_in, stall};
-use std::env;
-use std::fs::{self, File, Permissions};
-use std::io;
+use std::fs::{self, Permissions};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::Duration;
 use tempfile::TempDir;
-use testing::{Client, only_child, poll_until, poll_until_some, run_or_skip};
+use testing::{Client, Systemd, are_installed, poll_until, poll_until_some};
 
 /// A service manager that manages the service `notes`.
 trait Manager {
@@ -158,38 +154,20 @@ impl Drop for Runit {
     }
 }
 
-/// Returns whether all these programs are installed. If a program is missing, reports the tests of `what` as skipped.
-fn are_installed(what: &str, programs: &[&str]) -> bool {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let is_installed = |program: &&&str| env::split_paths(&path).any(|dir| dir.join(program).exists());
-    let missing = programs.iter().find(|program| !is_installed(program));
-    missing.inspect(|program| testing::skip(what, format_args!("{program} is not installed"))).is_none()
-}
-
 fn must(words: &[&str]) {
     let output = Command::new(words[0]).args(&words[1..]).output().unwrap();
     assert!(output.status.success(), "{words:?}: {output:#?}");
 }
 
-/// Runs the service under systemd, which runs as process 1 of new namespaces. systemd finds only the units of the test. Only the folder
-/// of the test is writable.
+/// Runs the service under systemd.
 pub fn under_systemd(program: Program) {
     let folder = ServiceFolder::new(program);
-    if let Some(systemd) = Systemd::boot(program, &folder, "3600") {
+    if let Some(systemd) = boot_systemd(program, &folder, "3600") {
         every_accepted_note_is_written(&systemd, &folder, "success 0\n");
         drop(systemd);
         let folder = ServiceFolder::new(program);
-        straggler_is_a_failure(&Systemd::boot(program, &folder, "0.5").unwrap(), &folder, "exit-code 1\n");
+        straggler_is_a_failure(&boot_systemd(program, &folder, "0.5").unwrap(), &folder, "exit-code 1\n");
     }
-}
-
-const NAMESPACES: [&str; 8] = ["unshare", "--mount", "--mount-proc", "--pid", "--cgroup", "--uts", "--fork", "--kill-child"];
-
-struct Systemd {
-    /// The parent process of process 1 in the namespaces.
-    unshare: Child,
-    /// The cgroup of the processes in the namespaces.
-    cgroup: PathBuf,
 }
 
 const UNIT: &str = "\
@@ -204,114 +182,19 @@ StandardOutput=append:FOLDER/log
 StandardError=append:FOLDER/log
 ";
 
-/// The names of target units that systemd always requires. The test creates them without content.
-const TARGETS: [&str; 5] = ["default", "basic", "sysinit", "shutdown", "initrd"];
-
-const BOOT: &str = r#"
-set -e
-mount --bind "$0" "$0"
-mount -o remount,bind,ro /
-mount -t tmpfs tmpfs /run
-mount -t cgroup2 cgroup2 /sys/fs/cgroup
-mount --bind /proc/sys /proc/sys
-mount -o remount,bind,ro /proc/sys
-exec env -i container=test SYSTEMD_UNIT_PATH="$0" SYSTEMD_GENERATOR_PATH=/run/none PATH="$PATH" \
-    /lib/systemd/systemd --system --unit=default.target --show-status=no --log-target=console
-"#;
-
-impl Systemd {
-    /// Starts systemd. If systemd does not start, reports the reason and returns `None`.
-    fn boot(program: Program, folder: &ServiceFolder, grace: &str) -> Option<Self> {
-        if !are_installed("systemd", &["/lib/systemd/systemd", "systemctl", "nsenter"]) {
-            return None;
-        }
-        run_or_skip("systemd", &[&NAMESPACES[..], &["true"]].concat())?;
-        for target in TARGETS {
-            fs::write(folder.join(&format!("{target}.target")), "[Unit]\nDefaultDependencies=no\n").unwrap();
-        }
-        let unit = UNIT.replace("COMMAND", &folder.command(program, grace)).replace("FOLDER", folder.path());
-        fs::write(folder.join("notes.service"), unit).unwrap();
-        folder.script("post", r#"echo "$SERVICE_RESULT $EXIT_STATUS" >"${0%post}ended""#);
-        let cgroup = cgroup2()?.join(folder.0.path().file_name().unwrap());
-        run_or_skip("systemd", &["mkdir", cgroup.to_str().unwrap()])?;
-        let log = File::create(folder.join("boot")).unwrap();
-        let enter = r#"echo $$ >"$0/cgroup.procs" && exec "$@""#;
-        let mut command = Command::new("sh");
-        command.args(["-c", enter]).arg(&cgroup).args(NAMESPACES).args(["sh", "-c", BOOT, folder.path()]);
-        let unshare = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
-        let mut systemd = Self { unshare, cgroup };
-        if systemd.is_up(folder) {
-            return Some(systemd);
-        }
-        testing::skip("systemd", format_args!("it does not start: {}", folder.read("boot")));
-        None
-    }
-
-    /// Waits until systemd responds or has failed to start. Returns whether it responds.
-    fn is_up(&mut self, folder: &ServiceFolder) -> bool {
-        poll_until_some(&"systemd neither starts nor gives up", || {
-            let has_failed = self.unshare.try_wait().unwrap().is_some() || folder.read("boot").contains("Freezing execution");
-            let answers = || Some(Command::new("nsenter").args(self.systemctl("show")?).output().unwrap().status.success());
-            if has_failed { Some(false) } else { answers().filter(|answers| *answers) }
-        })
-    }
-
-    /// Returns the arguments for `nsenter`, or `None` if process 1 does not exist yet.
-    fn systemctl(&self, verb: &str) -> Option<Vec<String>> {
-        let process_1 = only_child(self.unshare.id())?.to_string();
-        Some(["-t", &process_1, "-m", "-p", "-C", "systemctl", verb, "notes"].map(str::to_owned).into())
-    }
-
-    fn run_systemctl(&self, verb: &str) {
-        let output = Command::new("timeout").args(["120", "nsenter"]).args(self.systemctl(verb).unwrap()).output().unwrap();
-        assert!(output.status.success(), "{verb}: {output:#?}");
-    }
+fn boot_systemd(program: Program, folder: &ServiceFolder, grace: &str) -> Option<Systemd> {
+    let unit = UNIT.replace("COMMAND", &folder.command(program, grace)).replace("FOLDER", folder.path());
+    fs::write(folder.join("notes.service"), unit).unwrap();
+    folder.script("post", r#"echo "$SERVICE_RESULT $EXIT_STATUS" >"${0%post}ended""#);
+    Systemd::boot(folder.0.path())
 }
 
 impl Manager for Systemd {
     fn start(&self) {
-        self.run_systemctl("start");
+        self.systemctl("start", "notes");
     }
 
     fn stop(&self) {
-        self.run_systemctl("stop");
+        self.systemctl("stop", "notes");
     }
-}
-
-impl Drop for Systemd {
-    fn drop(&mut self) {
-        // This call also ends process 1 of the namespaces, all other processes in them, and their mounts.
-        let _ = self.unshare.kill();
-        let _ = self.unshare.wait();
-        for _ in 0..5000 {
-            if remove(&self.cgroup).is_ok() {
-                break;
-            }
-            thread::sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-/// Removes a cgroup and its children. Returns an error while a process is in one of these cgroups.
-fn remove(cgroup: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(cgroup)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            remove(&entry.path())?;
-        }
-    }
-    fs::remove_dir(cgroup)
-}
-
-/// Returns the mount point of cgroups version 2, or `None` if they are not mounted.
-fn cgroup2() -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/mounts").unwrap();
-    let found = mounts.lines().find_map(|line| match line.split(' ').collect::<Vec<_>>()[..] {
-        [_, path, "cgroup2", ..] => Some(path.into()),
-        _ => None,
-    });
-    if found.is_none() {
-        testing::skip("systemd", "cgroups version 2 are not mounted");
-    }
-    found
 }

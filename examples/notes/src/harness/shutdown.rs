@@ -12,11 +12,10 @@ use testing::{Client, Ended, Process, Signal};
 
 const GRACE: Duration = Duration::from_millis(500);
 
-/// In the first case, one straggler can be aborted. The other stragglers cannot be aborted, and the destructor of the runtime would wait
-/// for these stragglers.
+/// In the first case, the stragglers are a read and the connection that waits for it. The connection can be aborted. In the second case,
+/// the straggler is a write. The read and the write cannot be aborted, and the destructor of the runtime would wait for them.
 ///
-/// The service guarantees the limit, but the machine may add delays. Therefore the test makes at most three attempts, and passes as soon as
-/// one attempt keeps the limit.
+/// A busy machine may delay the service. Therefore the test makes at most three attempts, and passes as soon as one attempt ends in time.
 pub fn service_with_straggler_exits_within_a_second_of_the_deadline(program: Program) {
     exits_in_time(program, &["connection at ", "read at "], &|client| client.start_get("note").unwrap());
     exits_in_time(program, &["write at "], &|client| assert_eq!(client.put("note", b"in memory").unwrap().status, 202));
@@ -52,8 +51,8 @@ fn send_half(service: &Service, name: &str) -> Client {
     client
 }
 
-/// The slow client sends a byte from time to time, so a timeout for each read would not end its request. The other clients must lose no
-/// note.
+/// The slow client sends one byte from time to time, so a timeout for each read would not end its request. The service must not lose a
+/// note of the other clients.
 pub fn slow_client_does_not_affect_others(program: Program) {
     let service = Service::start(program, &["--grace", "5"]);
     let mut slow = service.connect();
@@ -89,8 +88,8 @@ pub fn second_signal_exits_immediately(program: Program) {
                 if wait_for_drain {
                     service.line("draining: ");
                 }
-                // At first, the host treats the second signal as a repetition of the first signal. Therefore the test sends the second
-                // signal until the process exits.
+                // For one second, the host treats a second signal as a repetition of the first signal. Therefore the test sends the
+                // second signal until the process exits.
                 service.process().signal_until_exit(second);
                 let (ended, dir) = service.wait();
                 ended.assert_code(130).assert_line("exiting immediately, ");
