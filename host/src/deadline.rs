@@ -57,9 +57,9 @@ pub(crate) struct Deadline {
 }
 
 impl Deadline {
-    /// Starts a grace period now.
+    /// Returns the deadline of a grace period that starts at the request to stop. Without a request, the grace period starts now.
     pub(crate) fn start(limits: Limits) -> Self {
-        let started = Instant::now();
+        let started = signals::requested_at().unwrap_or_else(Instant::now);
         Self { limits, started, at: started.checked_add(limits.grace) }
     }
 
@@ -90,7 +90,9 @@ impl Deadline {
     /// If the registries drain in time, also limits how long `main` may take to return, unless a newer host exists by then.
     pub(crate) fn enforce(&self, state: Arc<HostState>, hook: HookKey, output: &OutputThread) -> Enforcement {
         let (drained, drained_in_time) = channel();
-        let (last_moment, limits, started) = (with_margin(self.at), self.limits, self.started);
+        // If the grace period has expired before `run`, the tasks need the margin from now on.
+        let last_moment = with_margin(self.at.map(|at| at.max(Instant::now())));
+        let limits = self.limits;
         let enforce = move || {
             let drained = match last_moment {
                 Some(last_moment) => drained_in_time.recv_timeout(last_moment.saturating_duration_since(Instant::now())),
@@ -98,7 +100,7 @@ impl Deadline {
             };
             let is_in_time = drained.is_ok();
             if is_in_time {
-                limits.wait_for_main(started);
+                limits.wait_for_main();
                 if !hook.is_newest() {
                     return;
                 }
@@ -127,14 +129,14 @@ const MAIN_IS_LATE: &str = "`main` has not returned in time after the drain, exi
 
 impl Limits {
     /// Waits until the time in which `main` must return has expired. Call this method immediately after the drain.
-    fn wait_for_main(self, drain_started: Instant) {
+    fn wait_for_main(self) {
         let drained = Instant::now();
         let was_requested = signals::requested_at().is_some();
         let timeout = self.main_timeout.or_else(|| was_requested.then_some(DEFAULT_MAIN_TIMEOUT));
         let main_deadline = timeout.and_then(|timeout| drained.checked_add(timeout));
         let requested_at = signals::wait_for_request(main_deadline);
         // If the request arrives after the start of the drain, a new grace period for `main` starts with the request.
-        let grace_end = requested_at.and_then(|requested_at| requested_at.max(drain_started).checked_add(self.grace));
+        let grace_end = requested_at.and_then(|requested_at| requested_at.checked_add(self.grace));
         let last_moment = [main_deadline, with_margin(grace_end)].into_iter().flatten().min();
         thread::sleep(last_moment.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now())));
     }

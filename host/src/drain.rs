@@ -52,6 +52,8 @@ pub(crate) fn start(
         while !block_on_until(shutdown_starts.as_mut(), checks.next()) {
             if checks.check(&phases) {
                 state.set_exit_code(FAILED);
+                // The cause is written before the shutdown starts, because observers can log the start of the shutdown.
+                checks.flush(LAST_LINES_TIMEOUT);
                 break;
             }
         }
@@ -92,7 +94,7 @@ impl Drain {
     ) -> Self {
         let deadline = Deadline::start(settings.limits);
         settings.status.start_stop(deadline);
-        let progress = Progress::new(&phases, settings.progress_bar);
+        let progress = Progress::new(&phases, settings.progress_bar, checks.output());
         let status = settings.status.clone();
         Self { deadline, phases, state, stop_requested, hook, progress, checks, status, has_reported_loss: false }
     }
@@ -168,12 +170,13 @@ impl Drain {
         let mut is_over = pin!(any(self.phases.signals().collect()).or(self.state.program_ended()));
         let is_requested = self.stop_requested.is_triggered() && !delay.is_zero();
         if is_requested && !block_on_until(is_over.as_mut(), Some(Instant::now())) {
-            self.progress.log(Level::Info, format!("asked to stop: the drain starts in {delay:?}"));
-            let end = Instant::now().checked_add(delay.min(self.deadline.remaining()));
+            let delay = delay.min(self.deadline.remaining());
+            self.progress.log(Level::Info, format!("asked to stop: the drain starts in {delay:.1?}"));
+            let end = Instant::now().checked_add(delay);
             self.status.start_delay(end);
             let next_check = |checks: &LivenessChecks| [checks.next(), end].into_iter().flatten().min();
             while !block_on_until(is_over.as_mut(), next_check(&self.checks)) && end.is_none_or(|end| Instant::now() < end) {
-                self.checks.check_in_drain(&self.phases, self.progress.output());
+                self.checks.check_in_drain(&self.phases);
             }
         }
     }
@@ -226,7 +229,7 @@ impl Drain {
                 }
                 let (phases, state) = (&self.phases, &self.state);
                 self.progress.update(phases, |in_flight| oldest(phases, state, in_flight), &self.deadline);
-                self.checks.check_in_drain(phases, self.progress.output());
+                self.checks.check_in_drain(phases);
                 let next_check = self.checks.interval().unwrap_or(Duration::MAX).max(MIN_CHECK_INTERVAL);
                 interval = remaining.saturating_sub(reserved).min(self.progress.interval()).min(next_check);
             }
@@ -289,7 +292,7 @@ const NO_NAMES: &str = "the report names no task, because no registry is inspect
 
 /// The shortest time between two liveness checks during the drain. Each check also updates the progress, so a shorter time would update the
 /// progress too often.
-const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(100);
+pub(crate) const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The reason why the wait for registries ended.
 enum Waited {

@@ -82,9 +82,10 @@ use std::time::Duration;
 ///
 /// # Several hosts
 ///
-/// A request to stop applies to the whole process. If a host is created after the request, the host stops immediately. To prevent this,
-/// call [`forget_stop_request`](Self::forget_stop_request). While several hosts exist, only one of them reacts to a second signal and
-/// limits how long `main` may take. This is the host whose `new` or `run` was called last.
+/// A request to stop applies to the whole process. If a host is created after the request, the host stops immediately, and has only the
+/// rest of the grace period that started at the request. To prevent this, call [`forget_stop_request`](Self::forget_stop_request). While
+/// several hosts exist, only one of them reacts to a second signal and limits how long `main` may take. This is the host whose `new` or
+/// `run` was called last.
 ///
 /// # Exit codes
 ///
@@ -247,8 +248,9 @@ impl Host {
 
     /// Sets the grace period: the longest time from the request to stop until all registries have drained. Default: 10 seconds.
     ///
-    /// If shutdown starts without a request to stop, the grace period starts with the shutdown. A time that the clock cannot represent,
-    /// such as `Duration::MAX`, means that there is no limit.
+    /// The request to stop can arrive before [`run`](Self::run). If the grace period has already expired when `run` starts, the host
+    /// immediately aborts all tasks that can be aborted. If shutdown starts without a request to stop, the grace period starts with the
+    /// shutdown. A time that the clock cannot represent, such as `Duration::MAX`, means that there is no limit.
     ///
     /// If the process is asked to stop only after the drain, a new grace period starts. `main` must return before it expires.
     ///
@@ -340,6 +342,9 @@ impl Host {
     /// If the future panics, the process also stops, and its exit code is 101. If you call this method several times, the process stops
     /// when the first of the futures resolves.
     ///
+    /// When the program has ended, the host drops the future. So the future has no effect if the end of the program makes it resolve or
+    /// panic, for example because the program drops the sender of a channel.
+    ///
     /// # Examples
     ///
     /// ```
@@ -417,8 +422,12 @@ impl Host {
     /// Sets whether the process stops when Azure WebJobs creates its shutdown file. Default: true.
     ///
     /// WebJobs sends no signal. WebJobs sets the environment variable `WEBJOBS_SHUTDOWN_FILE` to the path of a file, and creates this file
-    /// to stop the job. While the host runs, a thread checks every tenth of a second whether the file exists. If the variable is not set,
-    /// the host checks nothing. The default grace period is too long for WebJobs: see [deployment](crate::deployment#azure-webjobs).
+    /// to stop the job. From [`run`](Self::run) until the file exists, a thread checks every tenth of a second. If the host has ended, the
+    /// thread ends when a newer host is created. If the variable is not set or empty, the host checks nothing. The default grace period is
+    /// too long for WebJobs: see [deployment](crate::deployment#azure-webjobs).
+    ///
+    /// The file stays until it is removed. Until then, each host that checks the file stops, even after
+    /// [`forget_stop_request`](Self::forget_stop_request).
     pub fn webjobs_file(mut self, is_handled: bool) -> Self {
         self.webjobs_file = is_handled;
         self
@@ -546,7 +555,7 @@ impl Host {
         };
         let started = stop_requested.and_then(|stop| {
             if self.webjobs_file {
-                webjobs::watch(&state)?;
+                webjobs::watch(&state, hook)?;
             }
             drain::start(self.phases.clone(), settings, stop, hook, state.clone())
         });
@@ -566,10 +575,22 @@ impl Host {
             state.finished().await;
         };
         let stop = async {
-            if AssertUnwindSafe(self.stop_on).catch_unwind().await.is_err() {
+            let program_ended = async {
+                state.program_ended().await;
+                false
+            };
+            let asked = async {
+                self.stop_on.await;
+                true
+            };
+            // The end of the program is checked first, because it can make the future resolve or panic.
+            let is_asked = AssertUnwindSafe(async { program_ended.or(asked).await }).catch_unwind().await;
+            if is_asked.is_err() {
                 state.set_exit_code(PANICKED);
             }
-            signals::request_stop();
+            if is_asked.unwrap_or(true) {
+                signals::request_stop();
+            }
             pending::<()>().await;
         };
         ended.or(systemd::keep_watchdog_alive()).or(stop).await;

@@ -1,5 +1,6 @@
 //! Checks whether tasks report progress in time.
 
+use crate::drain::MIN_CHECK_INTERVAL;
 use crate::output_thread::OutputThread;
 use crate::phases::Phases;
 use crate::terminal::Level;
@@ -28,7 +29,12 @@ const MAX_INTERVAL: Duration = Duration::from_secs(1);
 /// handle until its last clone is dropped, usually because the task ends.
 ///
 /// If the handle has the name of a [service](background_tasks::Registry::service), the timeout cannot expire while the service waits for
-/// its next run. The timeout restarts from zero with this run.
+/// its next run. The timeout restarts from zero with this run. The host finds a service by its name, and checks only the first service with
+/// this name, so give each watched service its own name.
+///
+/// If the whole process was stopped, for example by SIGSTOP or `docker pause`, its tasks cannot report progress. So if the time between two
+/// checks is longer than half of the timeout and longer than 200 milliseconds, the timeout restarts from zero, unless the task is already
+/// late.
 ///
 /// After the request to stop, tasks end. In a registry that is not inspected, the host cannot distinguish a late task from a task that has
 /// ended. Therefore, from the request to stop until the end of the drain, the host reports only late services and late tasks of inspected
@@ -94,7 +100,7 @@ struct Progress {
 
 impl Liveness {
     /// Creates a handle for the task or service with this [name](background_tasks::Registry::named). `timeout` is the longest allowed time
-    /// between two reports of progress.
+    /// between two reports of progress. The checks take place at intervals, so a task with a timeout of zero is late at the first check.
     pub fn new(name: &'static str, timeout: Duration) -> Self {
         Self::with(name, timeout, false, Instant::now())
     }
@@ -154,8 +160,10 @@ impl WeakLiveness {
 /// Checks whether tasks have reported progress in time.
 pub(crate) struct LivenessChecks {
     tasks: Vec<WatchedTask>,
-    /// The thread that writes the lines before the drain. The drain has its own output thread. `None` if there are no tasks to check.
+    /// The thread that writes the lines of the host. `None` if there are no tasks to check. The drain then starts the thread.
     output: Option<OutputThread>,
+    /// The time of the last check.
+    checked: Instant,
 }
 
 /// The data that the host stores for a handle. The handle itself belongs to the task.
@@ -178,10 +186,20 @@ impl WatchedTask {
 
 impl LivenessChecks {
     pub(crate) fn new(tasks: Vec<WatchedTask>) -> Self {
-        let mut checks = Self { output: (!tasks.is_empty()).then(OutputThread::start), tasks };
-        let now = Instant::now();
-        checks.tasks.iter_mut().for_each(|task| task.not_before = now);
+        let checked = Instant::now();
+        let mut checks = Self { output: (!tasks.is_empty()).then(OutputThread::start), tasks, checked };
+        checks.tasks.iter_mut().for_each(|task| task.not_before = checked);
         checks
+    }
+
+    /// Returns the output for the lines of the drain. The lines about late tasks have the same output, so no line overtakes them.
+    pub(crate) fn output(&self) -> OutputThread {
+        self.output.clone().unwrap_or_else(OutputThread::start)
+    }
+
+    /// Waits until the lines about late tasks have been written, or until the timeout has expired.
+    pub(crate) fn flush(&self, timeout: Duration) {
+        self.output.iter().for_each(|output| output.flush(timeout));
     }
 
     /// Returns the time of the next check. Returns `None` if there is nothing to check.
@@ -198,29 +216,35 @@ impl LivenessChecks {
 
     /// Logs each task that has become late or is no longer late. Returns whether a critical task has become late.
     pub(crate) fn check(&mut self, phases: &Phases) -> bool {
-        let Some(output) = &self.output else { return false };
-        let now = Instant::now();
-        let mut starts_shutdown = false;
-        for task in &mut self.tasks {
-            starts_shutdown |= task.check(now, phases, output, false);
-        }
-        starts_shutdown
+        self.check_at(Instant::now(), phases, false)
     }
 
     /// Checks the tasks as [`check`](Self::check) does, but during the delay and the drain. A late critical task then has no further
     /// effect.
-    pub(crate) fn check_in_drain(&mut self, phases: &Phases, output: &OutputThread) {
-        let now = Instant::now();
+    pub(crate) fn check_in_drain(&mut self, phases: &Phases) {
+        self.check_at(Instant::now(), phases, true);
+    }
+
+    fn check_at(&mut self, now: Instant, phases: &Phases, in_drain: bool) -> bool {
+        let Some(output) = &self.output else { return false };
+        let unchecked = now.saturating_duration_since(std::mem::replace(&mut self.checked, now));
+        let mut starts_shutdown = false;
         for task in &mut self.tasks {
-            task.check(now, phases, output, true);
+            starts_shutdown |= task.check(now, unchecked, phases, output, in_drain);
         }
+        starts_shutdown
     }
 }
 
 impl WatchedTask {
-    /// Checks one task. Returns whether the host must start the shutdown because of this task.
-    fn check(&mut self, now: Instant, phases: &Phases, output: &OutputThread, in_drain: bool) -> bool {
+    /// Checks one task. `unchecked` is the time since the last check. Returns whether the host must start the shutdown because of this task.
+    fn check(&mut self, now: Instant, unchecked: Duration, phases: &Phases, output: &OutputThread, in_drain: bool) -> bool {
         let Some(progress) = self.progress.upgrade().filter(|_| !self.has_ended) else { return false };
+        // The next check comes after a quarter of the timeout. If it comes much later, the process was stopped, and the task too.
+        let was_stopped = unchecked > (progress.timeout / 2).max(MIN_CHECK_INTERVAL * 2);
+        if was_stopped && !self.is_late {
+            self.not_before = now;
+        }
         let service = phases.service(progress.name);
         if let Some(service) = &service {
             let has_run_again = std::mem::replace(&mut self.restarts, service.restarts) != service.restarts;
@@ -234,6 +258,9 @@ impl WatchedTask {
         if std::mem::replace(&mut self.is_late, is_late) == is_late {
             return false;
         }
+        // A late service can have ended its run without a report of progress.
+        let recovery =
+            service.as_ref().filter(|_| now.saturating_duration_since(reported) > progress.timeout).map(ToString::to_string);
         let task = service.map(|service| service.task).or_else(|| phases.task(progress.name));
         // During the drain, tasks end, but a clone of a handle can outlive its task. If no task with this name is found, the task is
         // treated as ended.
@@ -249,8 +276,94 @@ impl WatchedTask {
                 output.log(Level::Error, format!("shutting down because {task} has reported no progress for {since:.1?}"));
             }
             (true, false) => output.log(Level::Warn, format!("{task} has reported no progress for {since:.1?}")),
-            (false, _) => output.log(Level::Info, format!("{task} reports progress again")),
+            (false, _) => output.log(Level::Info, recovery.unwrap_or_else(|| format!("{task} reports progress again"))),
         }
         starts_shutdown
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use background_tasks::{Registry, Restart, SmolSpawner};
+    use std::thread::sleep;
+
+    const TIMEOUT: Duration = Duration::from_secs(60);
+    /// The time between two checks.
+    const INTERVAL: Duration = Duration::from_secs(1);
+
+    /// Checks one critical task at times that the test chooses.
+    struct Checks {
+        inner: LivenessChecks,
+        now: Instant,
+        phases: Phases,
+    }
+
+    impl Checks {
+        fn new(liveness: &Liveness, registry: &Registry<SmolSpawner>) -> Self {
+            let inner = LivenessChecks::new(vec![WatchedTask::new(liveness)]);
+            Self { now: inner.checked, inner, phases: Phases::new(registry.with_spawner(())) }
+        }
+
+        /// Checks the task after this time. Returns whether the shutdown must start.
+        fn check_after(&mut self, time: Duration) -> bool {
+            self.now += time;
+            self.inner.check_at(self.now, &self.phases, false)
+        }
+
+        /// Checks the task every second. Returns whether the shutdown must start.
+        fn check_for(&mut self, time: Duration) -> bool {
+            (0..time.as_secs()).any(|_| self.check_after(INTERVAL))
+        }
+
+        fn is_late(&self) -> bool {
+            self.inner.tasks[0].is_late
+        }
+    }
+
+    #[test]
+    fn stop_of_the_process_restarts_the_timeout() {
+        let liveness = Liveness::new("importer", TIMEOUT).critical();
+        let mut checks = Checks::new(&liveness, &Registry::new(SmolSpawner));
+        assert!(!checks.check_for(TIMEOUT / 2));
+        assert!(!checks.check_after(TIMEOUT * 2));
+        assert!(!checks.check_for(TIMEOUT));
+        assert!(checks.check_after(INTERVAL));
+        // The task did not report progress, so it stays late.
+        assert!(!checks.check_after(TIMEOUT * 2) && checks.is_late());
+    }
+
+    #[test]
+    fn timeout_of_zero_expires_at_the_first_check() {
+        let liveness = Liveness::new("importer", Duration::ZERO).critical();
+        let mut checks = Checks::new(&liveness, &Registry::new(SmolSpawner));
+        assert!(checks.check_after(MIN_INTERVAL));
+    }
+
+    #[test]
+    fn next_run_of_a_service_restarts_the_timeout() {
+        let registry = Registry::new(SmolSpawner);
+        let (failures, failure) = smol::channel::unbounded();
+        let restart = Restart::on_failure().backoff(Duration::ZERO, Duration::ZERO);
+        registry.named("importer").service(restart, move || {
+            let failure = failure.clone();
+            async move { failure.recv().await.map_or(Ok(()), |()| Err("broken")) }
+        });
+        let liveness = Liveness::new("importer", TIMEOUT).critical();
+        let mut checks = Checks::new(&liveness, &registry);
+        let start_next_run = |restarts| {
+            failures.try_send(()).unwrap();
+            while registry.services().pop().is_none_or(|service| service.restarts < restarts || !service.is_running) {
+                sleep(Duration::from_millis(1));
+            }
+        };
+        assert!(!checks.check_for(TIMEOUT));
+        start_next_run(1);
+        assert!(!checks.check_for(TIMEOUT + INTERVAL));
+        // A run that is too long is late, and the next run is not.
+        assert!(checks.check_after(INTERVAL) && checks.is_late());
+        start_next_run(2);
+        assert!(!checks.check_for(TIMEOUT + INTERVAL) && !checks.is_late());
+        assert!(checks.check_after(INTERVAL));
     }
 }

@@ -30,12 +30,12 @@ pub(crate) struct Progress {
 impl Progress {
     /// Creates the reporter of a drain. If `progress_bar` is `None`, the bar is shown only if the host emits no tracing events. A
     /// subscriber could write the events to the same terminal.
-    pub(crate) fn new(phases: &Phases, progress_bar: Option<bool>) -> Self {
+    pub(crate) fn new(phases: &Phases, progress_bar: Option<bool>, output: OutputThread) -> Self {
         Self {
             ended_before: phases.ended(),
             ended_at_last_status: None,
             last_line: Instant::now(),
-            output: OutputThread::start(),
+            output,
             has_bar: progress_bar.unwrap_or_else(|| !emits_events()) && bar::is_available(),
         }
     }

@@ -1,18 +1,22 @@
 //! Tests `DetachLayer`.
 
-use crate::layer::{Client, listen, soon, text};
+use crate::layer::{Client, connect_http2, listen, request, serve_hyper, soon, text};
 use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
 use axum::{Extension, Router};
 use background_tasks::{Registry, TokioSpawner};
 use background_tasks_host::{DetachLayer, RequestLayer};
 use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
 use hyper::header::CONNECTION;
-use hyper::{Request, StatusCode};
+use hyper::{Request, Response, StatusCode};
+use std::convert::Infallible;
 use std::future::pending;
+use std::io::Write;
 use std::net::SocketAddr;
 use tokio::sync::{mpsc, oneshot};
-use tower::ServiceExt;
+use tower::{ServiceBuilder, ServiceExt};
 
 async fn serve(app: Router) -> SocketAddr {
     let (listener, address) = listen().await;
@@ -41,6 +45,64 @@ async fn disconnected_client_does_not_cancel_its_handler() {
     assert_eq!((requests.summary().abandoned, handlers.in_flight()), (1, 1));
     let drained = handlers.shutdown();
     assert!(!handlers.is_drained());
+    release.send(()).unwrap();
+    let summary = soon(drained).await;
+    assert_eq!((summary.completed, summary.abandoned), (1, 0));
+}
+
+/// A client of HTTP/2 cancels one request. Its connection stays open.
+#[tokio::test]
+async fn cancelled_http2_request_does_not_cancel_its_handler() {
+    let (requests, handlers) = (Registry::new(TokioSpawner), Registry::new(TokioSpawner));
+    let (calls, mut started) = mpsc::unbounded_channel();
+    let handler = move |_: Request<Incoming>| {
+        let calls = calls.clone();
+        async move {
+            let (release, released) = oneshot::channel::<()>();
+            calls.send(release).unwrap();
+            released.await.unwrap();
+            Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
+        }
+    };
+    let stack = ServiceBuilder::new().layer(RequestLayer::new(&requests)).layer(DetachLayer::new(&handlers));
+    let mut client = connect_http2(serve_hyper(stack.service_fn(handler)).await).await;
+    let response = tokio::spawn(client.send_request(request()));
+    let release = soon(started.recv()).await.unwrap();
+
+    response.abort();
+    soon(requests.wait_idle()).await;
+    assert_eq!((requests.summary().abandoned, handlers.in_flight()), (1, 1));
+    release.send(()).unwrap();
+    soon(handlers.wait_idle()).await;
+    let response = tokio::spawn(client.send_request(request()));
+    soon(started.recv()).await.unwrap().send(()).unwrap();
+    assert_eq!(soon(response).await.unwrap().unwrap().status(), StatusCode::OK);
+    let summary = soon(handlers.shutdown()).await;
+    assert_eq!((summary.completed, summary.abandoned), (2, 0));
+
+    // A connection of HTTP/2 stays open after a rejection.
+    let rejected = soon(client.send_request(request())).await.unwrap();
+    assert_eq!((rejected.status(), rejected.headers().get(CONNECTION)), (StatusCode::SERVICE_UNAVAILABLE, None));
+}
+
+/// The client disconnects after a part of its request body. The handler receives an error in place of the body, and continues.
+#[tokio::test]
+async fn handler_continues_without_the_rest_of_its_body() {
+    let registry = Registry::new(TokioSpawner);
+    let (calls, mut started) = mpsc::unbounded_channel();
+    let handler = async move |request: axum::extract::Request| {
+        let has_body = request.into_body().collect().await.is_ok();
+        let (release, released) = oneshot::channel::<()>();
+        calls.send((has_body, release)).unwrap();
+        released.await.unwrap();
+    };
+    let address = serve(Router::new().route("/", post(handler)).layer(DetachLayer::new(&registry))).await;
+    let mut client = std::net::TcpStream::connect(address).unwrap();
+    client.write_all(b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\nhalf").unwrap();
+    drop(client);
+    let (has_body, release) = soon(started.recv()).await.unwrap();
+    assert!(!has_body);
+    let drained = registry.shutdown();
     release.send(()).unwrap();
     let summary = soon(drained).await;
     assert_eq!((summary.completed, summary.abandoned), (1, 0));

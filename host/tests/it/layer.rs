@@ -78,7 +78,7 @@ async fn serve_axum(registry: &Registry<TokioSpawner>) -> (SocketAddr, mpsc::Unb
 }
 
 /// Starts a server with hyper that speaks HTTP/1 and HTTP/2.
-async fn serve_hyper<S, B>(service: S) -> SocketAddr
+pub(crate) async fn serve_hyper<S, B>(service: S) -> SocketAddr
 where
     S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send> + Clone + Send + 'static,
     B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
@@ -115,11 +115,11 @@ impl Client {
     }
 }
 
-fn request() -> Request<Empty<Bytes>> {
+pub(crate) fn request() -> Request<Empty<Bytes>> {
     Request::get("http://localhost/").body(Empty::new()).unwrap()
 }
 
-async fn connect_http2(address: SocketAddr) -> http2::SendRequest<Empty<Bytes>> {
+pub(crate) async fn connect_http2(address: SocketAddr) -> http2::SendRequest<Empty<Bytes>> {
     let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
     let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
     tokio::spawn(connection);

@@ -3,7 +3,7 @@
 
 #[cfg(feature = "tracing")]
 use background_tasks::{Observer, TracingObserver};
-use background_tasks::{Registry, ShutdownSignal, SmolSpawner, Spawner, TokioSpawner};
+use background_tasks::{Registry, Restart, ShutdownSignal, SmolSpawner, Spawner, TokioSpawner};
 use background_tasks_host::{Host, Liveness, StderrObserver, request_stop, shutdown_signal};
 #[cfg(unix)]
 use fork::Fork;
@@ -21,6 +21,7 @@ use std::process::{Command, ExitStatus, exit, id};
 use std::thread;
 use std::time::Duration;
 
+#[allow(clippy::too_many_lines, reason = "each program has a line")]
 pub(crate) fn run(program: &str) -> ExitCode {
     match program {
         "tokio_blocked" => on_tokio(|| blocked(TokioSpawner)),
@@ -42,12 +43,18 @@ pub(crate) fn run(program: &str) -> ExitCode {
         "stalled_and_critical" => stalled_and_critical(),
         "stalled_in_drain" => stalled_in_drain(),
         "waiting_service" => waiting_service(),
+        "stalled_service" => stalled_service(),
+        "frozen" => frozen(),
         "shutdown_signal" => shutdown_signal_without_host(),
         "waits" => waits(|host| host),
         "waits_with_sighup" => waits(Host::handle_sighup),
         "signal_before_run" => signal_before_run(),
         "runtime_blocked" => runtime_blocked(),
         "untracked_blocked" => untracked_blocked(|host| host),
+        "asked_before_run" => asked_before_run(),
+        "stop_on_several_times" => waits(|host| host.stop_on(pending()).stop_on(released()).stop_on(pending())),
+        "stop_on_ready_future" => waits(|host| host.stop_on(async {})),
+        "stop_on_channel_of_the_program" => stop_on_channel_of_the_program(),
         "untracked_blocked_with_stop_on" => untracked_blocked(|host| host.stop_on(released())),
         "stop_on_panics" => waits(|host| host.stop_on(async { panic!("broken") })),
         "blocked_with_request_stop" => {
@@ -59,6 +66,9 @@ pub(crate) fn run(program: &str) -> ExitCode {
         #[cfg(feature = "tower")]
         "lambda" => lambda(),
         "task_without_webjobs_file" => waits_with_task(|host| host.webjobs_file(false)),
+        "host_after_webjobs_host" => host_after_webjobs_host(),
+        #[cfg(feature = "tower")]
+        "detached_handler" => detached_handler(),
         "pending_task" => pending_task(),
         "shut_down_by_a_task" => shut_down_by_a_task(),
         "critical" => critical(),
@@ -108,6 +118,8 @@ pub(crate) fn run(program: &str) -> ExitCode {
         "traced_many_tasks" => traced(many_tasks),
         #[cfg(feature = "tracing")]
         "traced_blocked_task" => traced(blocks_its_thread),
+        #[cfg(feature = "tracing")]
+        "traced_stall" => traced(stalled_until_the_signal),
         #[cfg(feature = "tracing")]
         "traced_failure" => traced(|| fails_at_start(TracingObserver)),
         #[cfg(feature = "tracing")]
@@ -386,6 +398,41 @@ fn waiting_service() -> ExitCode {
     }))
 }
 
+/// A run of a service reports no progress, and fails when the test releases it. The next run starts much later.
+fn stalled_service() -> ExitCode {
+    let registry = registry(SmolSpawner);
+    let liveness = Liveness::new("importer", LIVENESS_TIMEOUT);
+    let host = host(&registry).liveness(&liveness);
+    let restart = Restart::on_failure().backoff(Duration::from_secs(7200), Duration::from_secs(7200));
+    registry.named("importer").service(restart, move || {
+        let liveness = liveness.clone();
+        async move {
+            released().await;
+            drop(liveness);
+            Err::<(), _>("broken")
+        }
+    });
+    block_on(host.run(registry.signal()))
+}
+
+/// The task `importer` reports progress whenever the test releases it.
+fn frozen() -> ExitCode {
+    let registry = registry(SmolSpawner);
+    let liveness = Liveness::new("importer", Duration::from_secs(6)).critical();
+    let host = host(&registry).liveness(&liveness);
+    registry.named("importer").run(registry.signal().run_until_shutdown(async move {
+        loop {
+            released().await;
+            liveness.report_progress();
+            println!("reported");
+        }
+    }));
+    block_on(host.run(async {
+        ready();
+        registry.signal().await;
+    }))
+}
+
 fn shutdown_signal_without_host() -> ExitCode {
     let signal = shutdown_signal();
     ready();
@@ -475,6 +522,61 @@ fn untracked_blocked(configure: fn(Host) -> Host) -> ExitCode {
         });
         host.run(registry.signal()).await
     })
+}
+
+/// The process is asked to stop before the host runs. Then its start takes longer than the grace period.
+fn asked_before_run() -> ExitCode {
+    let is_before_host = env::var_os("BEFORE_HOST").is_some();
+    if is_before_host {
+        request_stop();
+    }
+    let registry = registry(SmolSpawner);
+    let host = host(&registry);
+    if !is_before_host {
+        signal_self();
+    }
+    block_on(shutdown_signal());
+    thread::sleep(seconds("GRACE").unwrap() + Duration::from_secs(1));
+    ready();
+    block_on(host.run(pending::<()>()))
+}
+
+/// The future of `stop_on` waits for a message of the program. The program ends without a message.
+fn stop_on_channel_of_the_program() -> ExitCode {
+    let registry = registry(SmolSpawner);
+    start_task(&registry);
+    let (sender, receiver) = smol::channel::bounded::<()>(1);
+    let host = host(&registry).stop_on(async move { receiver.recv().await.unwrap() });
+    let exit_code = block_on(host.run(async move { drop(sender) }));
+    let is_asked = block_on(smol::future::poll_once(shutdown_signal())).is_some();
+    println!("was asked to stop: {is_asked}");
+    exit_code
+}
+
+/// The first host watches the file of WebJobs and ends. The second host ignores the file.
+fn host_after_webjobs_host() -> ExitCode {
+    block_on(host(&registry(SmolSpawner)).run(async {}));
+    waits_with_task(|host| host.webjobs_file(false))
+}
+
+/// Runs an HTTP server whose handlers are tasks. The handler reads the whole body, and then never ends.
+#[cfg(feature = "tower")]
+fn detached_handler() -> ExitCode {
+    use axum::{Router, body::Bytes, extract::rejection::BytesRejection, routing::post};
+    use background_tasks_host::DetachLayer;
+
+    let registry = registry(TokioSpawner);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(host(&registry).run(async {
+        let handler = async |body: Result<Bytes, BytesRejection>| {
+            println!("has the whole body: {}", body.is_ok());
+            pending::<()>().await;
+        };
+        let app = Router::new().route("/", post(handler)).layer(DetachLayer::new(&registry).named("order"));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        println!("listening on {}", listener.local_addr()?);
+        axum::serve(listener, app).with_graceful_shutdown(registry.signal()).await
+    }))
 }
 
 /// Starts a thread that calls `request_stop` when the test releases it.
@@ -832,6 +934,20 @@ fn traced(program: impl FnOnce() -> ExitCode) -> ExitCode {
     program()
 }
 
+/// A critical task reports no progress, and ends at the shutdown signal.
+#[cfg(feature = "tracing")]
+fn stalled_until_the_signal() -> ExitCode {
+    let registry = Registry::builder(SmolSpawner).inspect().observer(TracingObserver).build();
+    let liveness = Liveness::new("importer", LIVENESS_TIMEOUT).critical();
+    let host = host(&registry).liveness(&liveness);
+    let signal = registry.signal();
+    registry.named("importer").run(async move {
+        signal.await;
+        drop(liveness);
+    });
+    block_on(host.run(registry.signal()))
+}
+
 /// A task blocks its thread until the process exits.
 #[cfg(feature = "tracing")]
 fn blocks_its_thread() -> ExitCode {
@@ -904,6 +1020,10 @@ mod events {
         fn event(&self, event: &Event<'_>) {
             let mut line = Line(format!("{} {}:", event.metadata().level(), event.metadata().target()));
             event.record(&mut line);
+            if line.0.contains("no progress") {
+                // A slow output shows whether other threads wait for this line.
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
             eprintln!("{}", line.0);
         }
 

@@ -16,7 +16,11 @@ use std::process::{ChildStdin, Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 use std::{env, fs};
+#[cfg(unix)]
+use testing::poll_until;
 use testing::{Client, Ended, Line, Process, Signal};
+#[cfg(all(unix, feature = "tower"))]
+use testing::{PATIENCE, poll_until_ok};
 
 macro_rules! tests {
     ($($(#[$cfg:meta])? $test:ident)*) => { &[$($(#[$cfg])? (stringify!($test), $test)),*] };
@@ -56,9 +60,13 @@ const TESTS: &[(&str, fn())] = tests! {
     stalled_critical_task_starts_the_shutdown
     task_without_progress_is_reported_in_the_drain
     waiting_service_is_not_stalled
+    stalled_service_is_reported_until_its_run_ends
+    #[cfg(feature = "tracing")]
+    stall_is_reported_before_the_shutdown
     missing_inspection_is_reported_with_tasks_in_flight
     shutdown_signal_stays_triggered
     signal_before_run_is_kept
+    grace_period_starts_at_a_request_before_run
     shutdown_by_a_task_ends_the_program
     lost_critical_task_exits_with_failure
     lost_critical_task_of_later_phase_exits_with_failure
@@ -83,10 +91,17 @@ const TESTS: &[(&str, fn())] = tests! {
     untracked_blocking_work_does_not_delay_exit
     stop_future_limits_main_as_a_signal_does
     panic_of_a_stop_future_stops_the_process
+    first_of_several_stop_futures_stops_the_process
+    stop_future_that_is_ready_stops_the_process
+    stop_future_has_no_effect_after_the_program_has_ended
     request_to_stop_has_the_grace_period_with_blocked_executor
     first_signal_after_a_request_to_stop_repeats_it
     request_by_http_stops_the_process
     webjobs_file_stops_the_process
+    webjobs_file_that_exists_stops_each_host_that_checks_it
+    webjobs_file_does_not_stop_a_later_host_that_ignores_it
+    #[cfg(feature = "tower")]
+    detached_handler_has_the_grace_period
     held_stderr_does_not_delay_exit
     rejection_is_in_the_last_line_and_fails_on_request
     server_that_waits_for_a_connection_is_aborted
@@ -122,6 +137,7 @@ const UNIX_TESTS: &[UnixTest] = unix_tests! {
     "Windows has no SIGSTOP":
         #[cfg(feature = "tower")]
         settle_layer_ends_tasks_before_lambda_freezes_the_process
+        process_that_was_stopped_is_not_stalled
     "a full pipe needs non-blocking writes; held_stderr_does_not_delay_exit runs instead":
         unread_stderr_does_not_delay_exit
     "a pseudo-terminal is Unix only":
@@ -301,7 +317,7 @@ fn delay_precedes_the_drain() {
     };
     let begun = Instant::now();
     let ended = start("0.3").wait();
-    ended.assert_code(0).assert_stderr("asked to stop: the drain starts in 300ms");
+    ended.assert_code(0).assert_stderr("asked to stop: the drain starts in 300.0ms");
     ended.assert_stderr("draining: 1 in flight").assert_stderr("drained in ");
     assert!(ended.has_stdout("the program ends, is shutting down: true"), "{ended:#?}");
     assert!(begun.elapsed() >= Duration::from_millis(300));
@@ -321,6 +337,7 @@ fn delay_is_part_of_the_grace_period() {
     exits_within_a_second_of_the_deadline(|| {
         let (ended, took) = stop(Program::new("pending_in_delay"));
         ended.assert_code(1).assert_stderr("the grace period of 500ms has expired: ");
+        assert!(ended.has_line("the drain starts in ") && !ended.has_line("3600"), "{ended:#?}");
         took
     });
 }
@@ -328,7 +345,7 @@ fn delay_is_part_of_the_grace_period() {
 fn run_dropped_in_delay_shuts_nothing_down() {
     let mut process = Program::new("run_dropped_in_delay").start_ready();
     process.signal(Signal::TERM);
-    process.stderr_line("asked to stop: the drain starts in 3600s");
+    process.stderr_line("asked to stop: the drain starts in 3600.0s");
     process.release();
     process.stdout_line("dropped");
     // A correct host does nothing during this sleep. A host with a bug would shut the registry down.
@@ -380,6 +397,51 @@ fn waiting_service_is_not_stalled() {
     assert!(!ended.assert_code(0).has_line("progress"), "{ended:#?}");
 }
 
+/// The failed run has reported no progress, so the line about its end must not say so.
+fn stalled_service_is_reported_until_its_run_ends() {
+    let mut process = Program::new("stalled_service").start();
+    process.stderr_line(" has reported no progress for ");
+    process.release();
+    process.stderr_line(" again");
+    process.signal(Signal::TERM);
+    let ended = process.wait();
+    ended.assert_code(0).assert_stderr(" waits to run again, restarts: 0, last loss: failed: broken");
+    assert!(!ended.has_line("reports progress again"), "{ended:#?}");
+}
+
+/// The cause must precede all other lines of the shutdown, even if it is written slowly.
+#[cfg(feature = "tracing")]
+fn stall_is_reported_before_the_shutdown() {
+    let ended = Program::new("traced_stall").start().wait();
+    let output = ended.assert_code(2).output();
+    let position = |text| output.find(text).unwrap_or_else(|| panic!("no {text:?}: {output}"));
+    assert!(position("shutting down because importer at ") < position("shutdown started"), "{output}");
+}
+
+/// The task reports no progress while the process is stopped. After the process has continued, the timeout must start again.
+#[cfg(unix)]
+fn process_that_was_stopped_is_not_stalled() {
+    if !cfg!(target_os = "linux") {
+        return; // the state of a process is read from `/proc`
+    }
+    let mut process = Program::new("frozen").start_ready();
+    process.release();
+    process.stdout_line("reported");
+    process.signal(Signal::STOP);
+    let stat = format!("/proc/{}/stat", process.process.id());
+    poll_until(&"the process runs", || fs::read_to_string(&stat).unwrap().rsplit(") ").next().unwrap().starts_with('T'));
+    // This time is longer than the timeout of the task.
+    thread::sleep(Duration::from_secs(7));
+    process.signal(Signal::CONT);
+    // A correct host does nothing during this sleep. A host with a bug would shut the process down at its first check.
+    thread::sleep(Duration::from_secs(2));
+    process.release();
+    process.stdout_line("reported");
+    process.signal(Signal::TERM);
+    let ended = process.wait();
+    assert!(!ended.assert_code(0).has_line("progress"), "{ended:#?}");
+}
+
 /// If only the program is in flight, and no task, the missing inspection does not matter.
 fn missing_inspection_is_reported_with_tasks_in_flight() {
     for (program, is_reported) in [("task_without_inspection", true), ("many_tasks", false), ("server_without_inspection", false)] {
@@ -413,6 +475,16 @@ fn sighup_is_handled_only_on_request() {
 
 fn signal_before_run_is_kept() {
     Program::new("signal_before_run").start().wait().assert_code(0).assert_stderr("drained in ");
+}
+
+/// The grace period expires before `run`, so `run` must abort the program immediately.
+fn grace_period_starts_at_a_request_before_run() {
+    for name in ["BEFORE_HOST", "AFTER_HOST"] {
+        let process = Program::new("asked_before_run").with("GRACE", "3").with(name, "1").start_ready();
+        let start = Instant::now();
+        process.wait().assert_code(1).assert_stderr("the grace period of 3s has expired: ");
+        assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+    }
 }
 
 #[cfg(unix)]
@@ -748,6 +820,23 @@ fn panic_of_a_stop_future_stops_the_process() {
     Program::new("stop_on_panics").start().wait().assert_code(101).assert_stderr("broken").assert_stderr("drained in ");
 }
 
+fn first_of_several_stop_futures_stops_the_process() {
+    let mut process = Program::new("stop_on_several_times").start_ready();
+    process.release();
+    process.wait().assert_code(0).assert_stderr("drained in ");
+}
+
+fn stop_future_that_is_ready_stops_the_process() {
+    let ended = Program::new("stop_on_ready_future").start().wait();
+    assert!(ended.assert_code(0).assert_stderr("drained in ").has_stdout("ready"), "{ended:#?}");
+}
+
+/// The end of the program ends the future of `stop_on` with a panic. This must not count as a request to stop, and not as a failure.
+fn stop_future_has_no_effect_after_the_program_has_ended() {
+    let ended = drains_first("stop_on_channel_of_the_program", 0);
+    assert!(ended.has_stdout("was asked to stop: false") && !ended.has_line("panicked at"), "{ended:#?}");
+}
+
 fn request_to_stop_has_the_grace_period_with_blocked_executor() {
     exits_within_a_second_of_the_deadline(|| {
         let mut process = Program::new("blocked_with_request_stop").with("GRACE", GRACE).start_ready();
@@ -795,15 +884,59 @@ fn webjobs_file_stops_the_process() {
     process.stdout_line("the task ends, the registry is shutting down: false");
 }
 
+/// The file exists until it is removed, so it also stops a host that forgets the request to stop.
+fn webjobs_file_that_exists_stops_each_host_that_checks_it() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let program = Program::new("second_host").with("WEBJOBS_SHUTDOWN_FILE", file.path().to_str().unwrap()).with("FORGET", "1");
+    let mut process = program.start_ready();
+    process.stdout_line("the second registry is shutting down: true");
+    process.wait().assert_code(0);
+
+    let mut process = Program::new("task").with("WEBJOBS_SHUTDOWN_FILE", "").start_ready();
+    process.release();
+    process.stdout_line("the task ends, the registry is shutting down: false");
+}
+
+fn webjobs_file_does_not_stop_a_later_host_that_ignores_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("shutdown");
+    let mut process = Program::new("host_after_webjobs_host").with("WEBJOBS_SHUTDOWN_FILE", file.to_str().unwrap()).start_ready();
+    fs::write(&file, "").unwrap();
+    // A correct host does nothing during this sleep. The thread of the first host would stop the process.
+    thread::sleep(Duration::from_millis(500));
+    process.release();
+    process.stdout_line("the task ends, the registry is shutting down: false");
+}
+
+/// The client disconnects after a part of its request body. The handler continues, and is aborted when the grace period expires.
+#[cfg(feature = "tower")]
+fn detached_handler_has_the_grace_period() {
+    let mut process = Program::new("detached_handler").with("GRACE", GRACE).start();
+    let address: SocketAddr = process.process.rest_of_line("listening on ").parse().unwrap();
+    let mut client = TcpStream::connect(address).unwrap();
+    client.write_all(b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\nhalf").unwrap();
+    drop(client);
+    process.stdout_line("has the whole body: false");
+    process.signal(Signal::TERM);
+    let ended = process.wait();
+    ended.assert_code(1).assert_stderr("the grace period of 500ms has expired: ").assert_stderr("1 × order at host");
+    ended.assert_stderr("aborted all remaining tasks after ").assert_stderr("order at host/tests/process/programs.rs:");
+}
+
 /// The thread of this test acts as Lambda's Runtime API. The thread freezes the process as soon as the process requests the next event.
 #[cfg(all(unix, feature = "tower"))]
 fn settle_layer_ends_tasks_before_lambda_freezes_the_process() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    // If the process has ended, no connection arrives.
+    listener.set_nonblocking(true).unwrap();
     let process = Program::new("lambda").with("RUNTIME_API", &listener.local_addr().unwrap().to_string()).start();
     let mut requests = Vec::new();
     let mut events = ["event-1", "event-2"].into_iter();
-    for stream in listener.incoming() {
-        let mut stream = BufReader::new(stream.unwrap());
+    loop {
+        let (stream, _) = poll_until_ok(|| listener.accept());
+        stream.set_nonblocking(false).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut stream = BufReader::new(stream);
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
             assert!(stream.read_line(&mut head).unwrap() > 0);
@@ -868,6 +1001,7 @@ fn held_stderr_does_not_delay_exit() {
             took
         });
     }
+    start("stalled_and_critical").with("GRACE", GRACE).start().wait().assert_code(2);
     let mut process = start("tokio_blocked").with("REPEAT_WINDOW", "0").start_ready();
     process.signal(Signal::INT);
     process.process.signal_until_exit(Signal::TERM);
