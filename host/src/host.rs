@@ -480,24 +480,24 @@ impl Host {
     ///
     /// # Examples
     ///
-    /// This service responds before its work is done. The process exits with code 1 if a task was dropped before its end or never started.
-    /// The observers report tasks that failed or panicked, so these tasks do not change the code:
+    /// This service responds before its work is done. The process exits with code 1 if a task did not run to its end. Observers report
+    /// failed tasks when they fail, so failed tasks do not change the code:
     ///
     /// ```
     /// # use background_tasks::Registry;
     /// # use background_tasks_host::Host;
     /// # let registry = Registry::new(());
-    /// let host = Host::new(&registry).fail_if(|summary| summary.aborted + summary.abandoned + summary.rejected > 0);
+    /// let host = Host::new(&registry).fail_if(|summary| summary.unfinished() > 0);
     /// ```
     ///
-    /// Leave out the numbers that also count expected events of your service:
+    /// | program | condition |
+    /// | --- | --- |
+    /// | a service that starts its work with `run` | `summary.unfinished() > 0` |
+    /// | a service with a limit, whose handlers answer with status 503 after a rejection | `summary.unfinished() > summary.rejected` |
+    /// | a service with a `RequestLayer`, where a request is abandoned if its client disconnects | one of the above, but for a separate registry of the work: `move \|_\| work.summary().unfinished() > 0` |
+    /// | a queue with a worker, and a batch program, where a failed item is a loss too | `!summary.is_clean()`, for the registry of the work |
     ///
-    /// - `rejected`, if the registry has a limit and the handlers answer with status 503 after a rejection
-    /// - `abandoned`, if a `RequestLayer` counts requests, because a request is abandoned if its client disconnects. To keep `abandoned`,
-    ///   give the work its own registry, and check only the summary of this registry.
-    /// - `aborted`, if operators or the program abort tasks
-    ///
-    /// This condition makes a batch program fail if any task was lost: `fail_if(|summary| !summary.is_clean())`.
+    /// If operators or the program abort tasks, subtract `summary.aborted` too.
     pub fn fail_if(mut self, is_failure: impl FnOnce(&Summary) -> bool + Send + 'static) -> Self {
         self.fail_if = Box::new(is_failure);
         self
