@@ -86,9 +86,13 @@ impl Observer for TracingObserver {
         match loss {
             Loss::Failed(error) => emit_loss!(error, "background_tasks", task, "background task failed", error = error),
             Loss::Panicked(message) => emit_loss!(error, "background_tasks", task, "background task panicked", panic = message),
-            Loss::Abandoned => emit_loss!(warn, "background_tasks", task, "background task abandoned: it was dropped before it finished"),
+            Loss::Abandoned => {
+                emit_loss!(warn, "background_tasks", task, "background task abandoned: it was dropped before it finished")
+            }
             Loss::Aborted => emit_loss!(warn, "background_tasks", task, "background task aborted"),
-            Loss::Rejected(reason) => emit_loss!(warn, "background_tasks::rejected", task, "background task rejected", reason = reason),
+            Loss::Rejected(reason) => {
+                emit_loss!(warn, "background_tasks::rejected", task, "background task rejected", reason = reason)
+            }
         }
     }
 
