@@ -162,11 +162,12 @@ fn guide_lists_its_pages_and_defines_their_links() {
 #[test]
 fn call_sites_in_documents_are_calls() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut checked = 0;
     for document in ["docs/comparison.md", "examples/notes/README.md", "examples/subsystems/README.md"] {
         let text = read(document);
         let words = text.split(|c: char| c.is_whitespace() || ",;()`\"".contains(c));
-        for site in words.filter(|word| word.contains(".rs:")) {
+        let mut sites = words.filter(|word| word.contains(".rs:")).peekable();
+        assert!(sites.peek().is_some(), "{document} shows no call site");
+        for site in sites {
             let [path, line, column] = site.split(':').collect::<Vec<_>>()[..] else { panic!("{document}: {site}") };
             let (line, column): (usize, usize) = (line.parse().unwrap(), column.parse().unwrap());
             let source = fs::read_to_string(root.join(path)).unwrap();
@@ -174,8 +175,6 @@ fn call_sites_in_documents_are_calls() {
             let is_part_of_name = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
             let is_call = call.trim_start_matches(is_part_of_name).starts_with('(') && !call.starts_with('(');
             assert!(is_call && !before.ends_with(is_part_of_name), "{document}: {site} is not the position of a call: {call}");
-            checked += 1;
         }
     }
-    assert_eq!(checked, 16, "the documents that show call sites have changed");
 }
