@@ -24,10 +24,10 @@ impl<S: Clone> Registry<S> {
     /// `requests.shutdown().await` first, and then `root.shutdown().await`. The page [libraries](crate::guide::libraries) shows
     /// this order.
     ///
-    /// A child that is created while this registry is draining follows another rule. Its signal is triggered from the start, but
-    /// the child stays open, even without tasks. It starts to drain when its last handle is dropped, or when its own shutdown is
-    /// started, for example by a call to `shutdown` on the child. This rule is for programs with a child for each request: such a
-    /// child can still start the tasks of its request.
+    /// You can create a child while this registry is draining. The shutdown signal of this child is already triggered, but the
+    /// child does not drain yet: it accepts tasks, even if none of its tasks is in flight. The child starts to drain when its last
+    /// handle is dropped, or when you start its own shutdown, for example with `child.shutdown()`. A server that creates a child
+    /// for each request needs this rule: a request that arrives during the drain can still start its tasks.
     ///
     /// If this registry has drained, the new child is also drained. In this case, this registry counts and reports a rejection.
     ///

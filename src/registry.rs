@@ -219,8 +219,8 @@ impl<S> Registry<S> {
     /// Use `follow_up` in tasks, and in code that holds a [`Guard`]. Do not use `follow_up` in code that accepts new work, such as
     /// a server's loop, because new work prolongs the drain.
     ///
-    /// Suppose that a task in flight awaits `run_when_ready` for a follow-up. The task stays in flight while it waits, so the
-    /// registry cannot drain. The registry therefore never rejects this follow-up.
+    /// A task that awaits `run_when_ready` is itself in flight. The registry cannot drain while this task waits, and therefore
+    /// never rejects the follow-up of this task.
     ///
     /// `follow_up` has no effect on methods that do not wait, such as `run` and `try_run`. With or without `follow_up`, these
     /// methods start work while the registry drains, and reject work while the registry is full.
