@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 /// | drained | info | `took_seconds` and the number of tasks for each outcome |
 ///
 /// The event for a rejected task has the `tracing` target `background_tasks::rejected`, and all other events have the target
-/// `background_tasks`. Thus the filter `background_tasks=warn,background_tasks::rejected=off` shows losses without rejections, for
+/// `background_tasks`. The filter `background_tasks=warn,background_tasks::rejected=off` therefore shows losses without rejections, for
 /// example in a service that answers 503 when its registry is full. The task fields are `task.name` and `task.location`. If the registry is
 /// [inspected](crate::RegistryBuilder::inspect), `task.kind`, `task.id` and `task.age_seconds` are also task fields. If the task has no
 /// name, the event has no field `task.name`. The event for a rejected task has no fields `task.id` and `task.age_seconds`.
@@ -87,11 +87,11 @@ impl Observer for TracingObserver {
             Loss::Failed(error) => emit_loss!(error, "background_tasks", task, "background task failed", error = error),
             Loss::Panicked(message) => emit_loss!(error, "background_tasks", task, "background task panicked", panic = message),
             Loss::Abandoned => {
-                emit_loss!(warn, "background_tasks", task, "background task abandoned: it was dropped before it finished")
+                emit_loss!(warn, "background_tasks", task, "background task abandoned: it was dropped before it finished");
             }
             Loss::Aborted => emit_loss!(warn, "background_tasks", task, "background task aborted"),
             Loss::Rejected(reason) => {
-                emit_loss!(warn, "background_tasks::rejected", task, "background task rejected", reason = reason)
+                emit_loss!(warn, "background_tasks::rejected", task, "background task rejected", reason = reason);
             }
         }
     }
