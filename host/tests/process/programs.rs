@@ -62,6 +62,8 @@ pub(crate) fn run(program: &str) -> ExitCode {
             on_tokio(|| blocked(TokioSpawner))
         }
         "request_stop" => requests_stop(),
+        #[cfg(all(windows, feature = "windows-service"))]
+        "windows_service" => waits(|host| host.windows_service("absent")),
         "http_stop" => http_stop(),
         #[cfg(feature = "tower")]
         "lambda" => lambda(),
@@ -376,7 +378,7 @@ fn stalled_and_critical() -> ExitCode {
         let handles = ["importer", "exporter"].map(|name| Liveness::new(name, LIVENESS_TIMEOUT).critical());
         let host = handles.iter().fold(host(&registry), Host::liveness);
         registry.run(async move {
-            let _handles = handles;
+            std::mem::forget(handles); // the host checks a handle until it is dropped
             block_forever()
         });
         host.run(registry.signal()).await

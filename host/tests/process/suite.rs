@@ -97,6 +97,8 @@ const TESTS: &[(&str, fn())] = tests! {
     request_to_stop_has_the_grace_period_with_blocked_executor
     first_signal_after_a_request_to_stop_repeats_it
     request_by_http_stops_the_process
+    #[cfg(all(windows, feature = "windows-service"))]
+    service_that_windows_has_not_started_exits_with_failure
     webjobs_file_stops_the_process
     webjobs_file_that_exists_stops_each_host_that_checks_it
     webjobs_file_does_not_stop_a_later_host_that_ignores_it
@@ -865,6 +867,11 @@ fn request_by_http_stops_the_process() {
     let response = Client::connect(address).unwrap().request("POST", "/stop", &[]).unwrap();
     assert_eq!(response.status, 202);
     process.wait().assert_code(0).assert_stderr("drained in ");
+}
+
+#[cfg(all(windows, feature = "windows-service"))]
+fn service_that_windows_has_not_started_exits_with_failure() {
+    Program::new("windows_service").start().wait().assert_code(2).assert_stderr("failed to start the host: ");
 }
 
 fn webjobs_file_stops_the_process() {
