@@ -495,6 +495,7 @@ impl Host {
     /// | a service that starts its work with `run` | `summary.unfinished() > 0` |
     /// | a service with a limit, whose handlers answer with status 503 after a rejection | `summary.unfinished() > summary.rejected` |
     /// | a service with a `RequestLayer`, where a request is abandoned if its client disconnects | one of the above, but for a separate registry of the work: `move \|_\| work.summary().unfinished() > 0` |
+    /// | the same, if a task that returned an error is a loss too | `summary.unfinished() + summary.failed > summary.rejected` |
     /// | a queue with a worker, and a batch program, where a failed item is a loss too | `!summary.is_clean()`, for the registry of the work |
     ///
     /// If operators or the program abort tasks, subtract `summary.aborted` too.
