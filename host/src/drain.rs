@@ -271,7 +271,7 @@ impl Drain {
         let location = self.state.program_in_flight()?;
         let state = match late.iter().map(Stragglers::len).sum() {
             1 => format!("all tasks have ended, but the program at {location} has not"),
-            _ => format!("the program at {location} is still in flight too"),
+            _ => format!("one of the tasks in flight is the program at {location}"),
         };
         Some(format!(
             "{state}: a server waits until its connections are closed, so limit the time in which a client sends a request, and end \
