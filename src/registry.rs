@@ -809,7 +809,8 @@ impl<S> Registry<S> {
     /// # Deadlocks
     ///
     /// If a task awaits `run_when_ready` of its own registry, the task keeps its own permit while it waits. If such tasks together
-    /// hold all permits, they wait forever. Therefore start such a task [without a permit](Self::without_permit).
+    /// hold all permits, they wait forever. To avoid this deadlock, start each task that awaits `run_when_ready` [without a
+    /// permit](Self::without_permit).
     ///
     /// The registry reserves a released permit for the first waiting future until that future is polled or dropped. If this future
     /// is never polled again, all later futures in the queue wait forever. Therefore do not keep a waiting future without polling

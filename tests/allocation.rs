@@ -1,4 +1,4 @@
-//! H1, H4 and type sizes: a task needs no allocation beyond the executor's own, and tracking adds two words to a future.
+//! H1, H4 and type sizes: a task needs no allocation beyond the executor's own, and tracking adds two machine words to a future.
 #![cfg(all(feature = "tokio", feature = "smol", feature = "async-std", feature = "async-executor"))]
 
 #[path = "it/common/mod.rs"]

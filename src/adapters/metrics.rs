@@ -80,8 +80,8 @@ impl MetricsObserver {
     /// as a rejected task. Each run of a [service](crate::Registry::service) counts as one task, but has no duration.
     ///
     /// With this setting, the observer [observes every task](Observer::observes_every_task). The registry is then also inspected; the docs
-    /// of [`inspect`](crate::RegistryBuilder::inspect) describe the cost for each task. All metrics are always up to date, so
-    /// [`record`](Self::record) does nothing.
+    /// of [`inspect`](crate::RegistryBuilder::inspect) describe the cost for each task. The metrics are therefore always up to date, and
+    /// you do not need to call [`record`](Self::record): it does nothing.
     ///
     /// # Examples
     ///

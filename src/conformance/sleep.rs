@@ -1,4 +1,5 @@
-//! Checks a `Timer`. Each check is a future that runs on a thread on which the timer works.
+//! Checks a `Timer`. Each check is a future. The user's closure runs this future on a thread on which the timer can be used, for
+//! example inside the timer's runtime.
 
 use super::CheckResult;
 use crate::Timer;

@@ -103,11 +103,10 @@ where
     Suite::default().blocking_spawner(make);
 }
 
-/// Checks a [`Timer`]. The closure `make` must return the timer and a second closure, which runs a future on a thread on which the timer
-/// works.
+/// Checks a [`Timer`]. The closure `make` must return the timer and a second closure.
 ///
-/// The second closure receives this future as its parameter, and must return when the future has finished. The test suite uses the timer
-/// only inside this future.
+/// The second closure receives a future. It must run this future on a thread on which the timer can be used, for example inside the
+/// timer's runtime. It must return when the future has finished. The test suite uses the timer only inside this future.
 ///
 /// # Panics
 ///

@@ -70,7 +70,7 @@ pub(super) struct Shared {
     /// Stores the progress of the drain: the bits [`WAITED`], [`SIGNALLED`] and [`DRAINED`], and the number of completed events in
     /// units of [`EVENT`]; see `count_drain_event`.
     pub(super) drained: AtomicUsize,
-    /// Notifies the tasks and threads that wait for the drain or for idleness.
+    /// Notifies the tasks and threads that wait until the registry has drained or is idle.
     pub(super) notifier: Notifier,
     pub(super) family: Mutex<Family>,
     rare: Once<Box<Rare>>,
@@ -363,7 +363,7 @@ impl RegistryState {
         target
     }
 
-    /// Returns the notifier for the tasks and threads that wait for the drain or for idleness.
+    /// Returns the notifier for the tasks and threads that wait until the registry has drained or is idle.
     pub(crate) fn notifier(&'static self) -> &'static Notifier {
         &self.shared().notifier
     }

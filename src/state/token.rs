@@ -152,8 +152,8 @@ impl Token {
 
     /// Returns the loss of work that was dropped before it finished.
     ///
-    /// A future that is dropped counts as abandoned, even if it was also aborted: the drop has ended the future before the abort
-    /// could. A blocking closure that was aborted counts as aborted, because the abort has prevented its start (invariant L3).
+    /// If a future is dropped before a requested abort takes effect, the task counts as abandoned. A blocking closure that was
+    /// aborted counts as aborted, because the abort has prevented its start (invariant L3).
     #[cold]
     pub(crate) fn dropped(&self) -> UnreportedLoss {
         let is_closure = |_: &&Slot| self.info().kind == Some(TaskKind::Blocking);

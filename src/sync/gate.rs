@@ -15,9 +15,9 @@
 //! `DRAINED`. Therefore exactly one thread drains the gate (invariant S3).
 //!
 //! If `DRAINED` is set, the gate refuses the task, and `enter` undoes its addition. Until then, each refused task makes the
-//! accepted count and the in-flight count too high by one. No accepted task is in flight in a drained gate, so the in-flight count
-//! of a drained gate is the number of refused tasks. `snapshot` subtracts this number from both counts, so no reader ever sees a
-//! refused task (invariant S4).
+//! accepted count and the in-flight count too high by one. In a drained gate, no accepted task is in flight. So the in-flight
+//! count is exactly the number of refused tasks whose addition is not yet undone. `snapshot` subtracts this number from both
+//! counts, so no reader ever sees a refused task (invariant S4).
 //!
 //! In a registry with a limit, the in-flight count has two halves. A task that holds a permit adds one to the low half. A task
 //! without a permit adds one to the high half:
@@ -30,10 +30,10 @@
 //! towards the limit (invariant S10). The gate drains only when both halves are zero, so the drain also waits for tasks without a
 //! permit (invariants S3 and S4).
 //!
-//! The accepted count has few bits and wraps around. A second word, `wraps`, counts how often the top bit of the accepted count has
-//! flipped. If a new task flips this bit, the thread that starts the task increments `wraps` before the task leaves the gate. Both
-//! words together give the total number of accepted tasks. If the bit has flipped, but `wraps` has not been incremented yet, the
-//! function `accepted` corrects the total.
+//! The accepted count has few bits and wraps around. A second atomic word, `wraps`, therefore counts the flips of this count's top
+//! bit. The bit flips twice each time that the count wraps around. If a new task flips the bit, the thread that starts the task
+//! increments `wraps` before the task leaves the gate. The function `accepted` calculates the total number of accepted tasks from
+//! both words. If the bit has flipped, but `wraps` has not been incremented yet, `accepted` corrects the total.
 
 use crate::platform::{AtomicUsize, Ordering, const_unless_loom, reset};
 use core::mem::replace;
@@ -280,8 +280,8 @@ impl Gate {
         }
     }
 
-    /// Counts a task in flight as a service. From now on, the waiters for idleness do not wait for this task. Returns whether the
-    /// caller must notify these waiters.
+    /// Counts a task in flight as a service. From now on, `wait_idle` does not wait for this task. Returns whether the caller must
+    /// notify the tasks and threads that wait until the registry is idle.
     ///
     /// The first Release pairs with the Acquire in `services`. The second operation, on `word`, can race with a waiter that calls
     /// `request_idle`. If the operation on `word` comes before the request, its Release pairs with the Acquire of the waiter's next
@@ -292,8 +292,8 @@ impl Gate {
         self.word.fetch_and(!IDLE, Ordering::Release) & IDLE != 0
     }
 
-    /// Stops counting a task as a service. The task is still in flight. When the task leaves the gate, it notifies the waiters for
-    /// idleness, as any other task does.
+    /// Stops counting a task as a service. The task is still in flight. When it later leaves the gate, its thread notifies the
+    /// tasks and threads that wait until the registry is idle, as for any other task.
     ///
     /// Relaxed is enough for two reasons. First, this operation continues the release sequence of each earlier `begin_service`, so
     /// a thread that reads the new value also sees the start of each counted service. Second, a thread that sees the task leave the
@@ -338,8 +338,8 @@ impl Gate {
     /// returned.
     pub(crate) fn depart(&self, PreviousWord { word: before, one }: PreviousWord) -> Departure {
         let last = before & COUNT == one;
-        // While services are in flight, each task that leaves notifies the waiters for idleness, and the waiters compare the
-        // counts. Acquire pairs with the Release in `begin_service`: this thread sees each service that started before a waiter
+        // While services are in flight, each task that leaves wakes all `WaitIdle` futures, and these futures compare the counts.
+        // Acquire pairs with the Release in `begin_service`: this thread sees each service that started before a `WaitIdle` future
         // requested the notification.
         let may_be_idle = || {
             last || {
