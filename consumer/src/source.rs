@@ -36,8 +36,8 @@ pub enum Release {
 /// - If a message is not settled, it becomes available again when its lease has expired or when its connection has closed. Until then,
 ///   no other consumer receives the message.
 /// - A method returns `Ok` only after the broker has confirmed the call. Without the confirmation, the call can be lost when the process
-///   exits. A source without a lease must wait for confirmations only after [`stop`](Self::stop). If an earlier call is lost with its
-///   connection, the broker delivers the message again.
+///   exits. There is one exception: before [`stop`](Self::stop), a source without a lease may return `Ok` without a confirmation. If
+///   the call is then lost with its connection, the broker delivers the message again.
 /// - `receive` returns within about a second. If the queue is empty, it returns an empty vector. It returns at most `most` messages, and
 ///   does not wait for more messages when it has one. If a call to `receive` takes as long as the lease, the consumer ignores the messages
 ///   that it returns.

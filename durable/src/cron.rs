@@ -170,7 +170,8 @@ fn select_missed(mut ticks: Vec<DateTime<Utc>>, missed: MissedTicks) -> (Vec<Dat
 
 impl<T: Serialize + Send + 'static> Queue<T> {
     /// Starts a task of the registry that enqueues a job at each tick of a schedule, until the registry shuts down. A tick is a time at
-    /// which the schedule is due. The schedule is a string whose times are in UTC, or a [`CronSchedule`].
+    /// which the schedule is due. The schedule is either a string with a cron expression, in UTC, or a
+    /// [`CronSchedule`].
     ///
     /// Any number of processes can run the same schedule. The job of each tick is enqueued only one time, because its [unique
     /// key](crate::Enqueue::unique_key) consists of the schedule and the tick. The key depends on the times of the schedule, not on the

@@ -303,8 +303,8 @@ impl Engine {
         state.workers.is_empty()
     }
 
-    /// Checks the queues for due jobs, and checks the jobs that the workers hold. Returns `false` if a shutdown has interrupted the check
-    /// of the queues.
+    /// Checks the queues for due jobs. Then checks, for the jobs that the workers hold, whether a job was cancelled and whether the
+    /// response to a fetch was lost; see `compare_held_jobs`. Returns `false` if a shutdown has interrupted the check of the queues.
     async fn look(self: &Arc<Self>, workers: &[Arc<WorkerHandle>]) -> StoreResult<bool> {
         let open: Vec<_> = workers.iter().filter(|worker| !worker.is_closing()).cloned().collect();
         let queues: HashSet<_> = open.iter().map(|worker| worker.queue).collect();

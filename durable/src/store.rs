@@ -279,7 +279,8 @@ pub(crate) trait Store: Send + Sync + 'static {
     /// Makes the next blocked job of each limit key available. Usually `commit` does this. This call is needed if a process died before its
     /// `commit` could do it.
     fn unblock<'a>(&'a self, queue: &'a str) -> StoreFuture<'a>;
-    /// Returns the last tick that is stored for a schedule. If `tick` is later than the stored tick, stores `tick` as the last tick.
+    /// Returns the last tick of a schedule that was stored before this call. If `tick` is given, and is later than the stored tick or is
+    /// the first tick, stores `tick` as the last tick.
     #[cfg(feature = "cron")]
     fn last_tick<'a>(&'a self, queue: &'a str, schedule: &'a str, tick: Option<i64>) -> StoreFuture<'a, Option<i64>>;
     fn save_checkpoint<'a>(&'a self, id: Ulid, run: i32, checkpoint: &'a str) -> StoreFuture<'a, bool>;

@@ -297,7 +297,7 @@ impl<S: Spawner> HttpServer<S> {
     /// `end` resolves, the server does the same as `serve` does when shutdown starts.
     ///
     /// Use this method if the server must stop accepting connections earlier or later than the registry's [`signal`](Registry::signal) is
-    /// triggered. If only a load balancer must see that the service is not ready before the listener closes, set
+    /// triggered. If the only reason is that a load balancer must see that the service is not ready before the listener closes, set
     /// [`Host::delay`](crate::Host::delay) instead.
     pub async fn serve_until<I, H, B>(&self, end: impl Future<Output = ()>, accept: impl AsyncFnMut() -> io::Result<I>, service: H)
     where

@@ -234,7 +234,7 @@ impl SecondSignalHook {
         self.0
     }
 
-    /// Keeps the hook until the process exits or another hook is kept.
+    /// Keeps the hook installed until the process exits, or until `keep` of another hook replaces it.
     pub(crate) fn keep(self) {
         let mut handlers = lock(&HANDLERS);
         let previous = handlers.kept.replace(self.0).and_then(|key| handlers.remove(key));

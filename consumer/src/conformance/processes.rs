@@ -63,25 +63,26 @@ impl Plan {
         Self::new(500).kills(5).stops(5).aborts(2).freezes(2)
     }
 
-    /// Sets how many workers are killed. Default: 0.
+    /// Sets how many workers the test kills. Default: 0.
     pub const fn kills(mut self, workers: usize) -> Self {
         self.kills = workers;
         self
     }
 
-    /// Sets how many workers are stopped gracefully while messages remain in the queue. Default: 0.
+    /// Sets how many workers the test stops gracefully while messages remain in the queue. Default: 0.
     pub const fn stops(mut self, workers: usize) -> Self {
         self.stops = workers;
         self
     }
 
-    /// Sets how many workers are stopped and then abort their handlers, as if their grace period had expired. Default: 0.
+    /// Sets how many workers the test stops as if their grace period had expired: each of these workers aborts its handlers.
+    /// Default: 0.
     pub const fn aborts(mut self, workers: usize) -> Self {
         self.aborts = workers;
         self
     }
 
-    /// Sets how many workers are frozen for one second longer than the lease. Default: 0.
+    /// Sets how many workers the test freezes for one second longer than the lease. Default: 0.
     pub const fn freezes(mut self, workers: usize) -> Self {
         self.freezes = workers;
         self

@@ -49,7 +49,7 @@ impl TimeLimit {
     }
 }
 
-/// The body of a request to an [`HttpServer`](crate::HttpServer), which limits the time until the whole body has arrived.
+/// The body of a request to an [`HttpServer`](crate::HttpServer). The whole body must arrive within a time limit.
 ///
 /// The limit is the server's [`body_timeout`](crate::HttpServer::body_timeout), and during a shutdown also its
 /// [`drain_timeout`](crate::HttpServer::drain_timeout). If the rest of the body arrives too late, the next frame is an error of the kind
