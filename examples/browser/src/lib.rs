@@ -14,7 +14,7 @@ thread_local!(static VISIT: RefCell<Visit> = RefCell::new(Visit::start()));
 
 struct Visit {
     tasks: Registry<WasmSpawner>,
-    /// The time at which the visit started. The start time identifies the visit among the visits of all pages.
+    /// The time at which the visit started. The start time is also the ID of the visit: the report of each visit is stored under it.
     started: f64,
 }
 

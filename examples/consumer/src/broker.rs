@@ -23,9 +23,9 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-/// The queue of the mails to send. The server sends messages to the workers through this queue.
+/// The queue of mails that the workers must send. The server sends messages to the workers through this queue.
 pub(crate) const MAILS: &str = "mails";
-/// The queue of the mails' statuses. The workers send messages to the server through this queue.
+/// The queue of messages that report the status of each mail. The workers send messages to the server through this queue.
 pub(crate) const NOTICES: &str = "notices";
 
 /// The number of attempts after which a message moves to the dead-letter queue.
