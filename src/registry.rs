@@ -375,7 +375,7 @@ impl<S> Registry<S> {
     /// If a run fails or panics, the registry counts and reports the loss, and the service continues. In all other respects, the
     /// docs of [`service`](Self::service) apply.
     ///
-    /// The schedule exists only in memory, so it restarts when the process restarts. While the process is stopped, the work does
+    /// The schedule exists only in memory, so it restarts when the process restarts. While the process does not run, the work does
     /// not run. If the program runs in several processes, each process has its own schedule, and runs the work. If a run must not
     /// be lost, or if only one process must run the work, use a durable job, which a database stores. The crate
     /// `background-tasks-durable` runs durable jobs, also on a cron schedule.

@@ -32,9 +32,9 @@ const MAX_INTERVAL: Duration = Duration::from_secs(1);
 /// its next run. The timeout restarts from zero with this run. The host finds a service by its name, and checks only the first service with
 /// this name, so give each watched service its own name.
 ///
-/// If the whole process was stopped, for example by SIGSTOP or `docker pause`, its tasks cannot report progress. So if the time between two
-/// checks is longer than half of the timeout and longer than 200 milliseconds, the timeout restarts from zero, unless the task is already
-/// late.
+/// If the whole process was suspended, for example by SIGSTOP or `docker pause`, its tasks cannot report progress. So if the time between
+/// two checks is longer than half of the timeout and longer than 200 milliseconds, the timeout restarts from zero, unless the task is
+/// already late.
 ///
 /// After the request to stop, tasks end. In a registry that is not inspected, the host cannot distinguish a late task from a task that has
 /// ended. Therefore, from the request to stop until the end of the drain, the host reports only late services and late tasks of inspected
@@ -240,7 +240,7 @@ impl WatchedTask {
     /// Checks one task. `unchecked` is the time since the last check. Returns whether the host must start the shutdown because of this task.
     fn check(&mut self, now: Instant, unchecked: Duration, phases: &Phases, output: &OutputThread, in_drain: bool) -> bool {
         let Some(progress) = self.progress.upgrade().filter(|_| !self.has_ended) else { return false };
-        // The next check comes after a quarter of the timeout. If it comes much later, the process was stopped, and the task too.
+        // The next check comes after a quarter of the timeout. If it comes much later, the process was suspended, and the task too.
         let was_stopped = unchecked > (progress.timeout / 2).max(MIN_CHECK_INTERVAL * 2);
         if was_stopped && !self.is_late {
             self.not_before = now;

@@ -420,7 +420,7 @@ fn stall_is_reported_before_the_shutdown() {
     assert!(position("shutting down because importer at ") < position("shutdown started"), "{output}");
 }
 
-/// The task reports no progress while the process is stopped. After the process has continued, the timeout must start again.
+/// The task reports no progress while the process is suspended. After the process has continued, the timeout must start again.
 #[cfg(unix)]
 fn process_that_was_stopped_is_not_stalled() {
     if !cfg!(target_os = "linux") {
