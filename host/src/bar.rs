@@ -16,12 +16,14 @@ mod imp {
         !ProgressDrawTarget::stderr().is_hidden()
     }
 
-    pub(crate) fn start(grace: Duration) {
+    /// Shows the bar. `elapsed` is the part of the grace period that has elapsed.
+    pub(crate) fn start(grace: Duration, elapsed: Duration) {
         let style = ProgressStyle::with_template(TEMPLATE).expect("the template is valid").progress_chars("=> ");
         BAR.set_style(style);
         BAR.set_prefix(format!("{grace:?}"));
         let _ = writeln!(io::stderr()); // the terminal shows `^C` in the current line
         BAR.reset();
+        drop(BAR.clone().with_elapsed(elapsed));
         BAR.set_draw_target(ProgressDrawTarget::stderr());
     }
 
@@ -49,7 +51,7 @@ mod imp {
         false
     }
 
-    pub(crate) fn start(_grace: Duration) {}
+    pub(crate) fn start(_grace: Duration, _elapsed: Duration) {}
 
     pub(crate) fn update(_ended: u64, _in_flight: usize, _oldest: String) {}
 

@@ -135,10 +135,15 @@ impl Limits {
         let timeout = self.main_timeout.or_else(|| was_requested.then_some(DEFAULT_MAIN_TIMEOUT));
         let main_deadline = timeout.and_then(|timeout| drained.checked_add(timeout));
         let requested_at = signals::wait_for_request(main_deadline);
-        // If the request arrives after the start of the drain, a new grace period for `main` starts with the request.
-        let grace_end = requested_at.and_then(|requested_at| requested_at.checked_add(self.grace));
+        let grace_end = requested_at.and_then(|requested_at| self.grace_end_for_main(requested_at, drained));
         let last_moment = [main_deadline, with_margin(grace_end)].into_iter().flatten().min();
         thread::sleep(last_moment.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now())));
+    }
+
+    /// Returns the end of the grace period for `main`, which starts with the request. If a request before `run` has used up the grace
+    /// period, it ends with the drain, so that `main` still has the margin.
+    fn grace_end_for_main(self, requested_at: Instant, drained: Instant) -> Option<Instant> {
+        requested_at.checked_add(self.grace).map(|end| end.max(drained))
     }
 }
 
@@ -158,5 +163,20 @@ impl Enforcement {
     /// Makes the thread wait until [`EXIT_MARGIN`] after the deadline before it ends the process, so that `main` has time to return.
     pub(crate) fn missed_deadline(self) {
         std::mem::forget(self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grace_period_for_main_does_not_end_before_the_drain() {
+        let limits = Limits { grace: Duration::from_secs(10), main_timeout: None };
+        let requested_at = Instant::now();
+        for (drained, end) in [(5, 10), (15, 15)] {
+            let [drained, end] = [drained, end].map(|seconds| requested_at + Duration::from_secs(seconds));
+            assert_eq!(limits.grace_end_for_main(requested_at, drained), Some(end));
+        }
     }
 }

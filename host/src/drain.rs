@@ -132,7 +132,7 @@ impl Drain {
         }
         first.start_shutdown();
         if !is_silent {
-            self.progress.start(in_flight, self.deadline.grace(), is_logged);
+            self.progress.start(in_flight, &self.deadline, is_logged);
         }
         let is_in_time = self.drain_phases();
         self.progress.finish();
@@ -168,9 +168,9 @@ impl Drain {
     /// program ends.
     fn wait_before_drain(&mut self, delay: Duration) {
         let mut is_over = pin!(any(self.phases.signals().collect()).or(self.state.program_ended()));
+        let delay = delay.min(self.deadline.remaining());
         let is_requested = self.stop_requested.is_triggered() && !delay.is_zero();
         if is_requested && !block_on_until(is_over.as_mut(), Some(Instant::now())) {
-            let delay = delay.min(self.deadline.remaining());
             self.progress.log(Level::Info, format!("asked to stop: the drain starts in {delay:.1?}"));
             let end = Instant::now().checked_add(delay);
             self.status.start_delay(end);

@@ -8,15 +8,16 @@ use std::time::Duration;
 /// Exits the process after `last_output` has run and stdout has been flushed. If a write blocks, exits when the timeout has expired.
 pub(crate) fn exit_within(timeout: Duration, code: u8, last_output: impl FnOnce() + Send + 'static) -> ! {
     let exit = move || {
-        // The report comes before the output. If blocked output prevented the report, Windows would report a crash.
-        windows_service::report_stopped(code);
         bar::finish();
         last_output();
+        windows_service::report_stopped(code);
         process::exit(code.into());
     };
     if thread::Builder::new().spawn(exit).is_ok() {
         thread::sleep(timeout);
     }
+    // If the output is blocked, Windows must still receive the exit code. Otherwise, it would report a crash.
+    windows_service::report_stopped(code);
     exit_now(code);
 }
 

@@ -5,7 +5,7 @@ use crate::readiness::Readiness;
 use crate::signals::{self, SecondSignalHook};
 use crate::status::HostStatus;
 use crate::terminal::{Level, log};
-use crate::windows_service::{self, HostService};
+use crate::windows_service::HostService;
 use crate::{drain, phases::Phases, systemd, webjobs};
 use background_tasks::{Registry, ShutdownSignal, Summary, TaskOutput};
 use futures_lite::FutureExt;
@@ -566,7 +566,6 @@ impl Host {
             for registry in self.phases.registries() {
                 registry.shutdown().await;
             }
-            windows_service::report_stopped(FAILED);
             return FAILED.into();
         }
         self.service.report_started();
@@ -598,7 +597,7 @@ impl Host {
         // The destructors of `notify_on_drop` and of the hook must run only if the future of `run` is dropped before this point.
         std::mem::forget(notify_on_drop);
         self.second_signal_hook.keep();
-        windows_service::report_stopped(state.exit_code());
+        self.service.report_stopped(state.exit_code());
         state.exit_code().into()
     }
 }

@@ -169,8 +169,8 @@ pub(crate) struct LivenessChecks {
 /// The data that the host stores for a handle. The handle itself belongs to the task.
 pub(crate) struct WatchedTask {
     progress: Weak<Progress>,
-    /// The timeout counts from this time or from the last report, whichever is later. For a service, this is the time at which it last
-    /// started to run.
+    /// The timeout counts from this time or from the last report, whichever is later. This is the time at which the host started, at which
+    /// the process last continued after a stop, or, for a service, at which it last started to run.
     not_before: Instant,
     restarts: u64,
     is_late: bool,

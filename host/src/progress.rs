@@ -58,9 +58,10 @@ impl Progress {
     }
 
     /// Shows the progress bar, or logs that the drain has started. Logs nothing if observers log the start (`is_logged`).
-    pub(crate) fn start(&self, in_flight: usize, grace: Duration, is_logged: bool) {
+    pub(crate) fn start(&self, in_flight: usize, deadline: &Deadline, is_logged: bool) {
         if self.has_bar {
-            self.output.run(move || bar::start(grace));
+            let (grace, elapsed) = (deadline.grace(), deadline.elapsed());
+            self.output.run(move || bar::start(grace, elapsed));
         } else if !is_logged {
             self.log(Level::Info, format!("draining: {in_flight} in flight"));
         }

@@ -27,6 +27,8 @@ mod imp {
         state: ServiceState,
         /// The progress counter of Windows. Increases with each report while the service starts or stops.
         checkpoint: u32,
+        /// Whether the program calls `notify_ready` when it is ready.
+        waits_for_ready: bool,
     }
 
     /// The service of one host.
@@ -44,7 +46,8 @@ mod imp {
                 windows_service::Error::Winapi(error) => error,
                 error => io::Error::other(error),
             })?;
-            *lock(&SERVICE) = Some(Service { handle, state: ServiceState::StartPending, checkpoint: 0 });
+            let waits_for_ready = self.waits_for_ready;
+            *lock(&SERVICE) = Some(Service { handle, state: ServiceState::StartPending, checkpoint: 0, waits_for_ready });
             self.is_registered = true;
             report(ServiceState::StartPending, START_WAIT_HINT, 0);
             Ok(())
@@ -53,12 +56,22 @@ mod imp {
         /// Keeps the service in the state "start pending" until [`report_ready`] is called.
         pub(crate) fn wait_for_ready(&mut self) {
             self.waits_for_ready = true;
+            if let Some(service) = lock(&SERVICE).as_mut().filter(|_| self.is_registered) {
+                service.waits_for_ready = true;
+            }
         }
 
         /// Reports that the program has started, unless [`wait_for_ready`](Self::wait_for_ready) was called.
         pub(crate) fn report_started(&self) {
-            if !self.waits_for_ready {
-                report_ready();
+            if self.is_registered && !self.waits_for_ready {
+                report(ServiceState::Running, Duration::ZERO, 0);
+            }
+        }
+
+        /// Reports that the service has stopped.
+        pub(crate) fn report_stopped(&self, exit_code: u8) {
+            if self.is_registered {
+                report_stopped(exit_code);
             }
         }
     }
@@ -66,9 +79,7 @@ mod imp {
     impl Drop for HostService {
         /// Windows waits until a service has reported that it is stopped, even if the program has dropped its host.
         fn drop(&mut self) {
-            if self.is_registered {
-                report_stopped(FAILED);
-            }
+            self.report_stopped(FAILED);
         }
     }
 
@@ -83,9 +94,11 @@ mod imp {
         }
     }
 
-    /// Reports that the program has started and is ready.
+    /// Reports that the program is ready. Has an effect only if [`wait_for_ready`](HostService::wait_for_ready) was called.
     pub(crate) fn report_ready() {
-        report(ServiceState::Running, Duration::ZERO, 0);
+        if lock(&SERVICE).as_ref().is_some_and(|service| service.waits_for_ready) {
+            report(ServiceState::Running, Duration::ZERO, 0);
+        }
     }
 
     /// Reports that the service is stopping and has made progress. The next report must follow within `wait_hint`, or Windows can treat the
@@ -170,6 +183,8 @@ mod imp {
         pub(crate) fn wait_for_ready(&mut self) {}
 
         pub(crate) fn report_started(&self) {}
+
+        pub(crate) fn report_stopped(&self, _exit_code: u8) {}
     }
 
     #[cfg(any(feature = "systemd", feature = "windows-service"))]

@@ -242,6 +242,7 @@ test("each late task has one line, even if two have the same name", async () => 
 
 test("announcements of one event are said together, and equal announcements are said again", async () => {
   await open_shop();
+  await shows("late-tasks", /indexer/); // so that the page announces nothing else
   await record();
   for (let events = 0; events < 2; events += 1) await run("announce('checkout has ended.'); announce('workers: Draining.')");
   const both = "checkout has ended. workers: Draining.";

@@ -37,15 +37,15 @@ pub struct Summary {
 impl Summary {
     /// Returns whether all numbers except `completed` are zero: no task failed, panicked, or was abandoned, aborted or rejected.
     pub fn is_clean(&self) -> bool {
-        let Self { completed: _, failed, panicked, abandoned, aborted, rejected } = *self;
-        failed + panicked + abandoned + aborted + rejected == 0
+        self.failed + self.unfinished() == 0
     }
 
     /// Returns the number of tasks that did not run to their end: the sum of `panicked`, `abandoned`, `aborted` and `rejected`.
     ///
     /// A failed task is not included, because it has run to its end and returned an error.
     pub fn unfinished(&self) -> u64 {
-        self.panicked + self.abandoned + self.aborted + self.rejected
+        let Self { completed: _, failed: _, panicked, abandoned, aborted, rejected } = *self;
+        panicked + abandoned + aborted + rejected
     }
 }
 

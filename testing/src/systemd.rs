@@ -71,7 +71,7 @@ impl Systemd {
 
     /// Runs `systemctl VERB UNIT`, which must succeed within two minutes.
     pub fn systemctl(&self, verb: &str, unit: &str) {
-        let output = self.command(verb, unit).unwrap().output().unwrap();
+        let output = self.command(verb, unit).expect("systemd runs").output().unwrap();
         assert!(output.status.success(), "{verb} {unit}: {output:#?}");
     }
 

@@ -200,11 +200,12 @@ fn dashboard_needs_a_loopback_listener() {
     assert!(output.contains("the dashboard has no login"), "{output}");
 }
 
-struct Finally<F: FnMut()>(F);
+/// Sets the flag when it is dropped, also by a panic.
+struct SetOnDrop<'a>(&'a AtomicBool);
 
-impl<F: FnMut()> Drop for Finally<F> {
+impl Drop for SetOnDrop<'_> {
     fn drop(&mut self) {
-        (self.0)();
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -216,13 +217,12 @@ fn restarts_fail_no_sign_up(address: SocketAddr, outbox: &Path, mut restart: imp
         while !is_over.load(Ordering::Relaxed) {
             match Client::connect(address).and_then(|mut client| sign_up(&mut client, "ada@example.com")) {
                 Ok(202) => drop(answered.fetch_add(1, Ordering::Relaxed)),
-                other => failed.lock().unwrap().push(other),
+                other => return failed.lock().unwrap().push(other),
             }
         }
     };
     thread::scope(|scope| {
-        // Also if a restart panics.
-        let _end = Finally(|| is_over.store(true, Ordering::Relaxed));
+        let _end = SetOnDrop(is_over);
         for _ in 0..CLIENTS {
             scope.spawn(client);
         }
@@ -253,6 +253,7 @@ fn restart_with_an_inherited_listener_refuses_no_connection() {
         process.take().unwrap().stop().assert_code(0);
         process = Some(start());
     });
+    process.unwrap().stop().assert_code(0);
 }
 
 /// The units of the README run under systemd, without the sandbox, and with the folder and the address of this test.
