@@ -1069,7 +1069,10 @@ fn server_that_waits_for_a_connection_is_aborted() {
 fn server_among_other_stragglers_is_reported() {
     for program in ["server_and_task", "server_and_task_without_inspection"] {
         let ended = stop_with_half_request(program);
-        ended.assert_code(1).assert_stderr("one of the tasks in flight is the program at ").assert_stderr("waits until its connections are closed");
+        ended
+            .assert_code(1)
+            .assert_stderr("one of the tasks in flight is the program at ")
+            .assert_stderr("waits until its connections are closed");
         assert!(!ended.has_line("all tasks have ended"), "{ended:#?}");
         let is_inspected = program == "server_and_task";
         ended.assert_stderr("gave up after ");
