@@ -485,6 +485,7 @@ mod os {
     /// This type is empty, because on Windows the crate always handles all of its signals, including the closing of the console.
     pub(super) struct Installed;
     impl Installed {
+        #[expect(clippy::unused_self, reason = "the signature on Unix")]
         pub(super) fn stays_ignored(&self, _signal: Signal) -> bool {
             false
         }
