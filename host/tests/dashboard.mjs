@@ -219,10 +219,8 @@ test("an abort after a quick change of the dialog aborts the second task", async
   await open_shop();
   await is_listed("checkout");
   await is_listed("import");
-  await run(`for (const name of ["checkout", "import"]) {
-    document.getElementById("confirm").close();
-    [...document.querySelectorAll("#rows tr")].find((row) => row.querySelector("b").innerText === name).querySelector("button").click();
-  }`);
+  const open = (name) => `document.getElementById("confirm").close(); ${row(name)}.querySelector("button").click();`;
+  await run(open("checkout") + open("import"));
   await browser.click("document.getElementById('abort')");
   await has_ended("import");
   assert.ok(await listed("checkout"));

@@ -568,17 +568,11 @@ fn detached_handler() -> ExitCode {
     use background_tasks_host::DetachLayer;
 
     let registry = registry(TokioSpawner);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    runtime.block_on(host(&registry).run(async {
-        let handler = async |body: Result<Bytes, BytesRejection>| {
-            println!("has the whole body: {}", body.is_ok());
-            pending::<()>().await;
-        };
-        let app = Router::new().route("/", post(handler)).layer(DetachLayer::new(&registry).named("order"));
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-        println!("listening on {}", listener.local_addr()?);
-        axum::serve(listener, app).with_graceful_shutdown(registry.signal()).await
-    }))
+    let handler = async |body: Result<Bytes, BytesRejection>| {
+        println!("has the whole body: {}", body.is_ok());
+        pending::<()>().await;
+    };
+    serve(&registry, Router::new().route("/", post(handler)).layer(DetachLayer::new(&registry).named("order")))
 }
 
 /// Starts a thread that calls `request_stop` when the test releases it.
@@ -601,23 +595,16 @@ fn requests_stop() -> ExitCode {
     }))
 }
 
-/// The recipe in the README: an orchestrator stops the service with an HTTP request.
+/// The recipe on the page `recipes`: an orchestrator stops the service with an HTTP request.
 fn http_stop() -> ExitCode {
     use axum::http::StatusCode;
     use axum::{Router, routing::post};
 
-    let registry = registry(TokioSpawner);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    runtime.block_on(host(&registry).run(async {
-        let stop = async || {
-            request_stop();
-            StatusCode::ACCEPTED
-        };
-        let app = Router::new().route("/stop", post(stop));
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-        println!("listening on {}", listener.local_addr()?);
-        axum::serve(listener, app).with_graceful_shutdown(registry.signal()).await
-    }))
+    let stop = async || {
+        request_stop();
+        StatusCode::ACCEPTED
+    };
+    serve(&registry(TokioSpawner), Router::new().route("/stop", post(stop)))
 }
 
 /// Simulates a runtime of AWS Lambda: it requests an event, handles the event, sends the response, and requests the next event.
@@ -891,11 +878,15 @@ fn rejects_before_its_end(configure: fn(Host) -> Host) -> ExitCode {
 
 /// Runs an HTTP server. At the end, the server waits until all its connections are closed.
 fn server(registry: &Registry<TokioSpawner>) -> ExitCode {
+    let tasks = registry.clone();
+    let run = async move || tasks.named("mail").run(async {});
+    serve(registry, axum::Router::new().route("/", axum::routing::get(run)))
+}
+
+/// Runs the app as the program of a host, and prints the address of its server.
+fn serve(registry: &Registry<TokioSpawner>, app: axum::Router) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(host(registry).run(async {
-        let tasks = registry.clone();
-        let run = async move || tasks.named("mail").run(async {});
-        let app = axum::Router::new().route("/", axum::routing::get(run));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         println!("listening on {}", listener.local_addr()?);
         axum::serve(listener, app).with_graceful_shutdown(registry.signal()).await
@@ -957,9 +948,7 @@ fn blocks_its_thread() -> ExitCode {
     let (started, is_blocked) = std::sync::mpsc::channel();
     registry.named("mail").run(async move {
         started.send(()).unwrap();
-        loop {
-            thread::park();
-        }
+        block_forever()
     });
     is_blocked.recv().unwrap();
     block_on(host(&registry).run(async {
