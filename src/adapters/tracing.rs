@@ -57,10 +57,14 @@ use tracing::{error, info, warn};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TracingObserver;
 
+const TARGET: &str = "background_tasks";
+/// The target of rejections. A filter can hide them, and still show all losses of accepted tasks.
+const REJECTED: &str = "background_tasks::rejected";
+
 /// Emits the event for a loss. This is a macro and not a function, because `tracing` needs the level at compile time. `tracing` omits
 /// fields that are `None`.
 macro_rules! emit_loss {
-    ($level:ident, $target:literal, $task:expr, $message:literal $(, $field:ident = $value:expr)?) => {{
+    ($level:ident, $target:ident, $task:expr, $message:literal $(, $field:ident = $value:expr)?) => {{
         let TaskInfo { id, name, location, kind, age, .. } = $task;
         $level!(
             target: $target,
@@ -84,27 +88,27 @@ fn display_option<T: Display>(value: Option<&T>) -> Option<DisplayValue<&T>> {
 impl Observer for TracingObserver {
     fn lost(&self, task: &TaskInfo, loss: &Loss<'_>) {
         match loss {
-            Loss::Failed(error) => emit_loss!(error, "background_tasks", task, "background task failed", error = error),
-            Loss::Panicked(message) => emit_loss!(error, "background_tasks", task, "background task panicked", panic = message),
+            Loss::Failed(error) => emit_loss!(error, TARGET, task, "background task failed", error = error),
+            Loss::Panicked(message) => emit_loss!(error, TARGET, task, "background task panicked", panic = message),
             Loss::Abandoned => {
-                emit_loss!(warn, "background_tasks", task, "background task abandoned: it was dropped before it finished");
+                emit_loss!(warn, TARGET, task, "background task abandoned: it was dropped before it finished");
             }
-            Loss::Aborted => emit_loss!(warn, "background_tasks", task, "background task aborted"),
+            Loss::Aborted => emit_loss!(warn, TARGET, task, "background task aborted"),
             Loss::Rejected(reason) => {
-                emit_loss!(warn, "background_tasks::rejected", task, "background task rejected", reason = reason);
+                emit_loss!(warn, REJECTED, task, "background task rejected", reason = reason);
             }
         }
     }
 
     fn shutdown_started(&self, in_flight: usize) {
-        info!(target: "background_tasks", parent: None, in_flight, "background task shutdown started");
+        info!(target: TARGET, parent: None, in_flight, "background task shutdown started");
     }
 
     fn drained(&self, summary: &Summary, took: Duration) {
         let Summary { completed, failed, panicked, abandoned, aborted, rejected } = *summary;
         let took_seconds = took.as_secs_f64();
         info!(
-            target: "background_tasks",
+            target: TARGET,
             parent: None,
             took_seconds,
             completed,
