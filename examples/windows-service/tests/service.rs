@@ -6,11 +6,10 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use testing::{poll_until, poll_until_ok};
 use windows_service::service::{Service, ServiceAccess, ServiceControlAccept, ServiceExitCode, ServiceState, ServiceStatus};
 use windows_service::service_manager::{ServiceManager, ServiceManagerAccess};
-
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Runs a command of the program `invoices`. Returns whether the command succeeded.
 fn run(command: &str) -> bool {
@@ -21,19 +20,16 @@ fn run(command: &str) -> bool {
 
 /// Queries the state of the service until it is `expected`. Returns the sequence of states, without repetitions.
 fn states_until(service: &Service, expected: ServiceState) -> Vec<ServiceStatus> {
-    let deadline = Instant::now() + PATIENCE;
     let mut states: Vec<ServiceStatus> = Vec::new();
-    loop {
+    poll_until_ok(|| {
         let state = service.query_status().unwrap();
+        let is_expected = state.current_state == expected;
         if states.last() != Some(&state) {
-            states.push(state.clone());
+            states.push(state);
         }
-        if state.current_state == expected {
-            return states;
-        }
-        assert!(Instant::now() < deadline, "{states:#?}");
-        thread::sleep(Duration::from_millis(20));
-    }
+        if is_expected { Ok(()) } else { Err(states.clone()) }
+    });
+    states
 }
 
 fn log() -> PathBuf {
@@ -49,11 +45,7 @@ fn pending(states: &[ServiceStatus]) -> Vec<&ServiceStatus> {
 fn service_reports_its_states_and_finishes_its_tasks() {
     // An earlier run of the test may have failed, so the service may still be installed and running.
     run("uninstall");
-    let deadline = Instant::now() + PATIENCE;
-    while !run("install") {
-        assert!(Instant::now() < deadline);
-        thread::sleep(Duration::from_millis(100));
-    }
+    poll_until(&"the service is not installed", || run("install"));
     let manager = ServiceManager::local_computer(None::<&str>, ServiceManagerAccess::CONNECT).unwrap();
     let service = manager.open_service("invoices", ServiceAccess::all()).unwrap();
 
@@ -91,11 +83,7 @@ fn service_reports_its_states_and_finishes_its_tasks() {
     let _ = fs::remove_file(&ready);
     fs::remove_file(log()).unwrap();
     service.start(&["slow-ready"]).unwrap();
-    let deadline = Instant::now() + PATIENCE;
-    while !log().exists() {
-        assert!(Instant::now() < deadline, "the program does not run");
-        thread::sleep(Duration::from_millis(10));
-    }
+    poll_until(&"the program does not run", || log().exists());
     let state = service.query_status().unwrap();
     assert_eq!((state.current_state, state.controls_accepted), (ServiceState::StartPending, ServiceControlAccept::empty()));
     fs::write(&ready, "").unwrap();
