@@ -583,7 +583,8 @@ impl Host {
                 self.stop_on.await;
                 true
             };
-            // The end of the program is checked first, because it can make the future resolve or panic.
+            // The end of the program is checked first, because it can make the future resolve or panic. The `async` block drops the future, so
+            // that a panic of its destructor is caught too.
             let is_asked = AssertUnwindSafe(async { program_ended.or(asked).await }).catch_unwind().await;
             if is_asked.is_err() {
                 state.set_exit_code(PANICKED);

@@ -161,7 +161,6 @@ fn guide_lists_its_pages_and_defines_their_links() {
 /// The READMEs of the examples show output with call sites of their sources.
 #[test]
 fn call_sites_in_documents_are_calls() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     for document in ["docs/comparison.md", "examples/notes/README.md", "examples/subsystems/README.md"] {
         let text = read(document);
         let words = text.split(|c: char| c.is_whitespace() || ",;()`\"".contains(c));
@@ -170,7 +169,7 @@ fn call_sites_in_documents_are_calls() {
         for site in sites {
             let [path, line, column] = site.split(':').collect::<Vec<_>>()[..] else { panic!("{document}: {site}") };
             let (line, column): (usize, usize) = (line.parse().unwrap(), column.parse().unwrap());
-            let source = fs::read_to_string(root.join(path)).unwrap();
+            let source = read(path);
             let (before, call) = source.lines().nth(line - 1).unwrap().split_at(column - 1);
             let is_part_of_name = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
             let is_call = call.trim_start_matches(is_part_of_name).starts_with('(') && !call.starts_with('(');

@@ -200,7 +200,7 @@ fn dashboard_needs_a_loopback_listener() {
     assert!(output.contains("the dashboard has no login"), "{output}");
 }
 
-/// Sets the flag when it is dropped, also by a panic.
+/// Sets the flag when this value is dropped, even if a panic drops it.
 struct SetOnDrop<'a>(&'a AtomicBool);
 
 impl Drop for SetOnDrop<'_> {
