@@ -67,6 +67,7 @@ pub(crate) const JOBS: &[Job] = &[
     Job { name: "lint", about: "Clippy on all packages, with all features", tier: Full, paths: &[], tools: "", seconds: 150, run: everywhere::lint },
     Job { name: "docs", about: "the documentation of each published crate, with all features and with the default features", tier: Full, paths: &["src", "docs/guide", "host", "runtimes", "durable", "consumer"], tools: "", seconds: 120, run: everywhere::docs },
     Job { name: "words", about: "the spelling, and phrases to avoid in prose", tier: Full, paths: &[], tools: "typos, Python", seconds: 5, run: words::words },
+    Job { name: "patches", about: "the patches of the hazards apply to the source", tier: Full, paths: &["xtask/hazards", "src", "host/src", "durable/src"], tools: "", seconds: 1, run: proofs::patches },
     Job { name: "features", about: "the core without std and with each feature alone, its dependencies, and the errors for missing features", tier: Full, paths: &["src", "build.rs", "Cargo.toml", "host/src/lib.rs", "runtimes/src/lib.rs"], tools: "", seconds: 40, run: core::features },
     Job { name: "shards", about: "the tests of the core with one, two and 64 shards", tier: Full, paths: &["src", "tests"], tools: "", seconds: 100, run: core::shards },
     Job { name: "package", about: "the files of each published package; a dry run of publishing the core", tier: Full, paths: &["Cargo.toml", "host", "runtimes", "durable", "consumer"], tools: "", seconds: 6, run: everywhere::package },

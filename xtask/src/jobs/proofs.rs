@@ -4,7 +4,7 @@ use crate::changes;
 use crate::context::Context;
 use anyhow::{Context as _, Result, ensure};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use xshell::cmd;
 
@@ -74,23 +74,33 @@ fn run_mutants<'a>(context: &Context, arguments: impl Iterator<Item = &'a str>) 
     Ok(())
 }
 
-/// Clones the last commit and tests each patch alone in the clone. The test that the patch names must fail.
-///
-/// All patches must apply to the working tree.
-pub(super) fn hazards(context: &Context) -> Result<()> {
+/// Checks that the patch of each hazard applies to the working tree. `ci` runs the hazards only in some of its runs, but each change of the
+/// source can break a patch.
+pub(super) fn patches(context: &Context) -> Result<()> {
+    hazard_patches(context).map(drop)
+}
+
+/// Returns the patches of the hazards, sorted by name. Each of them must apply to the working tree.
+fn hazard_patches(context: &Context) -> Result<Vec<PathBuf>> {
     let sh = &context.sh;
     let mut patches: Vec<_> =
         fs::read_dir(sh.current_dir().join("xtask/hazards"))?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
     patches.retain(|path| path.extension().is_some_and(|extension| extension == "patch"));
     patches.sort();
     ensure!(!patches.is_empty(), "there is no hazard");
-    // Also checks the patches of other slices: a change of the source that breaks a patch must be found immediately.
     for patch in &patches {
         cmd!(sh, "git apply --check --recount {patch}")
             .quiet()
             .run()
             .with_context(|| format!("{} does not apply", patch.display()))?;
     }
+    Ok(patches)
+}
+
+/// Clones the last commit and tests each patch alone in the clone. The test that the patch names must fail.
+pub(super) fn hazards(context: &Context) -> Result<()> {
+    let sh = &context.sh;
+    let patches = hazard_patches(context)?;
     let (slice, of) = context.slice(4);
     let chosen = patches.iter().skip(slice).step_by(of);
     let chosen: Vec<_> =
