@@ -422,9 +422,10 @@ impl Host {
     /// Sets whether the process stops when Azure WebJobs creates its shutdown file. Default: true.
     ///
     /// WebJobs sends no signal. WebJobs sets the environment variable `WEBJOBS_SHUTDOWN_FILE` to the path of a file, and creates this file
-    /// to stop the job. From [`run`](Self::run) until the file exists, a thread checks every tenth of a second. If the host has ended, the
-    /// thread ends when a newer host is created. If the variable is not set or empty, the host checks nothing. The default grace period is
-    /// too long for WebJobs: see [deployment](crate::deployment#azure-webjobs).
+    /// to stop the job. From [`run`](Self::run) until the file exists, a thread checks every tenth of a second. After the drain, the thread
+    /// continues, so that the file also limits how long `main` may take. It ends when a newer host is created. If the variable is not set
+    /// or empty, the host checks nothing. The default grace period is too long for WebJobs: see
+    /// [deployment](crate::deployment#azure-webjobs).
     ///
     /// The file stays until it is removed. Until then, each host that checks the file stops, even after
     /// [`forget_stop_request`](Self::forget_stop_request).
@@ -494,11 +495,12 @@ impl Host {
     /// | --- | --- |
     /// | a service that starts its work with `run` | `summary.unfinished() > 0` |
     /// | a service with a limit, whose handlers answer with status 503 after a rejection | `summary.unfinished() > summary.rejected` |
-    /// | a service with a `RequestLayer`, where a request is abandoned if its client disconnects | one of the above, but for a separate registry of the work: `move \|_\| work.summary().unfinished() > 0` |
     /// | the same, if a task that returned an error is a loss too | `summary.unfinished() + summary.failed > summary.rejected` |
+    /// | a service with a `RequestLayer`, where a request is abandoned if its client disconnects | one of the above, but for a separate registry of the work: `move \|_\| work.summary().unfinished() > 0` |
     /// | a queue with a worker, and a batch program, where a failed item is a loss too | `!summary.is_clean()`, for the registry of the work |
     ///
-    /// If operators or the program abort tasks, subtract `summary.aborted` too.
+    /// If operators or the program abort tasks, an abort is not a loss. In this case, compare `summary.unfinished()` with
+    /// `summary.aborted`, or with `summary.aborted + summary.rejected`.
     pub fn fail_if(mut self, is_failure: impl FnOnce(&Summary) -> bool + Send + 'static) -> Self {
         self.fail_if = Box::new(is_failure);
         self
@@ -583,8 +585,8 @@ impl Host {
                 self.stop_on.await;
                 true
             };
-            // The end of the program is checked first, because it can make the future resolve or panic. The `async` block drops the future, so
-            // that a panic of its destructor is caught too.
+            // The end of the program is checked first, because it can make the future resolve or panic. The `async` block drops the
+            // future, so that a panic of its destructor is caught too.
             let is_asked = AssertUnwindSafe(async { program_ended.or(asked).await }).catch_unwind().await;
             if is_asked.is_err() {
                 state.set_exit_code(PANICKED);

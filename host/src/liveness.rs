@@ -25,8 +25,8 @@ const MAX_INTERVAL: Duration = Duration::from_secs(1);
 /// Pass a reference to the handle to [`Host::liveness`](crate::Host::liveness), and move the handle into the task. All clones of a handle
 /// report the progress of the same task.
 ///
-/// The timeout starts when the host's [`run`](crate::Host::run) starts. Each report restarts the timeout from zero. The host checks a
-/// handle until its last clone is dropped, usually because the task ends.
+/// The timeout starts when the host's [`run`](crate::Host::run) starts, even if the task starts later. Each report restarts the timeout
+/// from zero. The host checks a handle until its last clone is dropped, usually because the task ends.
 ///
 /// If the handle has the name of a [service](background_tasks::Registry::service), the timeout cannot expire while the service waits for
 /// its next run. The timeout restarts from zero with this run. The host finds a service by its name, and checks only the first service with

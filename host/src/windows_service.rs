@@ -39,8 +39,8 @@ mod imp {
     }
 
     impl HostService {
-        /// Registers the service. After this call, the controls with which Windows stops the service ask the process to stop. Then reports
-        /// to Windows that the service is starting.
+        /// Registers the service, and reports to Windows that the service is starting. As soon as the service is running, the controls with
+        /// which Windows stops the service ask the process to stop.
         pub(crate) fn register(&mut self, name: &str) -> io::Result<()> {
             let handle = service_control_handler::register(name, on_control).map_err(|error| match error {
                 windows_service::Error::Winapi(error) => error,

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 const NAMESPACES: [&str; 8] = ["unshare", "--mount", "--mount-proc", "--pid", "--cgroup", "--uts", "--fork", "--kill-child"];
 
-/// A running systemd. It finds only the units in the folder of the test, and can write only to this folder. When this value is dropped,
-/// all processes of systemd end.
+/// A running systemd. It finds only the units in the folder of the test. Its root file system is read-only, except this folder. When this
+/// value is dropped, all processes of systemd end.
 pub struct Systemd {
     /// The parent process of process 1 in the namespaces.
     unshare: Child,
