@@ -11,10 +11,15 @@ use fork::Fork;
 use nix::sys::signal::{SigSet, Signal};
 use smol::future::{block_on, pending};
 use std::env;
+use std::fs::File;
 use std::future::Future;
 use std::io::{Write, stderr, stdin, stdout};
 #[cfg(unix)]
+use std::os::fd::AsFd;
+#[cfg(unix)]
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+#[cfg(windows)]
+use std::os::windows::io::AsHandle;
 use std::process::ExitCode;
 #[cfg(unix)]
 use std::process::{Command, ExitStatus, exit, id};
@@ -170,6 +175,15 @@ fn ready() {
     println!("ready");
 }
 
+/// Like [`ready`], but does not lock or flush the buffer of stdout.
+fn ready_unbuffered() {
+    #[cfg(unix)]
+    let stdout = stdout().as_fd().try_clone_to_owned();
+    #[cfg(windows)]
+    let stdout = stdout().as_handle().try_clone_to_owned();
+    File::from(stdout.unwrap()).write_all(b"ready\n").unwrap();
+}
+
 /// Waits for a line from the test. The read runs on a thread that the executor does not use.
 async fn released() {
     smol::unblock(|| stdin().read_line(&mut String::new()).unwrap()).await;
@@ -190,11 +204,11 @@ fn on_tokio<F: Future<Output = ExitCode>>(program: impl FnOnce() -> F) -> ExitCo
 async fn blocked<S: Spawner>(spawner: S) -> ExitCode {
     let registry = registry(spawner);
     registry.named("blocker").run(async {
-        ready();
         print!("no newline");
         if env::var_os("LOCKED").is_some() {
             std::mem::forget(stdout().lock());
         }
+        ready_unbuffered();
         block_forever();
     });
     host(&registry).run(registry.signal()).await
