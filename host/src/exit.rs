@@ -5,20 +5,33 @@ use std::process;
 use std::thread;
 use std::time::Duration;
 
-/// Exits the process after `last_output` has run and stdout has been flushed. If a write blocks, exits when the timeout has expired.
+/// If `last_output` blocks, stdout must be flushed within this time.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(50);
+
+/// Exits the process after `last_output` has run and stdout has been flushed. If a write blocks, exits soon after the timeout has expired.
 pub(crate) fn exit_within(timeout: Duration, code: u8, last_output: impl FnOnce() + Send + 'static) -> ! {
     let exit = move || {
-        bar::finish();
-        last_output();
         windows_service::report_stopped(code);
         process::exit(code.into());
     };
-    if thread::Builder::new().spawn(exit).is_ok() {
-        thread::sleep(timeout);
-    }
+    let write_and_exit = move || {
+        bar::finish();
+        last_output();
+        exit();
+    };
+    run_within(timeout, write_and_exit);
+    // Stderr is blocked, but it may be possible to flush stdout.
+    run_within(FLUSH_TIMEOUT, exit);
     // If the output is blocked, Windows must still receive the exit code. Otherwise, it would report a crash.
     windows_service::report_stopped(code);
     exit_now(code);
+}
+
+/// Runs a function that ends the process, on another thread. Returns when the timeout has expired, or if the system refuses the thread.
+fn run_within(timeout: Duration, exit: impl FnOnce() + Send + 'static) {
+    if thread::Builder::new().spawn(exit).is_ok() {
+        thread::sleep(timeout);
+    }
 }
 
 /// Exits the process immediately. Does not flush output or run destructors, so nothing can block the exit.

@@ -1011,7 +1011,8 @@ fn held_stderr_does_not_delay_exit() {
     let mut process = start("tokio_blocked").with("REPEAT_WINDOW", "0").start_ready();
     process.signal(Signal::INT);
     process.process.signal_until_exit(Signal::TERM);
-    process.wait().assert_code(130);
+    let ended = process.wait();
+    assert!(ended.assert_code(130).has_stdout("no newline"), "{ended:#?}");
 }
 
 fn rejection_is_in_the_last_line_and_fails_on_request() {
