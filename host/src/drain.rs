@@ -200,9 +200,12 @@ impl Drain {
             registries[len - 1].start_shutdown();
             match self.drain_registries(registries, phases.reserved_after(len)) {
                 Waited::Drained if self.state.is_awaited() => {}
-                Waited::TimeIsReserved(stragglers) => {
-                    let headline = "the next registry shuts down now, because the rest of the grace period is reserved".to_owned();
-                    self.progress.log_stragglers(Level::Warn, headline, stragglers);
+                Waited::TimeIsReserved => {
+                    for stragglers in
+                        registries.iter().filter_map(|registry| registry.shutdown().wait_timeout(Duration::ZERO).err())
+                    {
+                        self.progress.log_stragglers(Level::Warn, TIME_IS_RESERVED.to_owned(), stragglers);
+                    }
                 }
                 Waited::Drained | Waited::Dropped => return true,
                 Waited::Expired => return false,
@@ -216,7 +219,7 @@ impl Drain {
         for registry in registries {
             // The first wait does not block, so that systemd receives a status at the start of the drain.
             let mut interval = Duration::ZERO;
-            while let Err(stragglers) = registry.shutdown().wait_timeout(interval) {
+            while registry.shutdown().wait_timeout(interval).is_err() {
                 let remaining = self.deadline.remaining();
                 if !self.state.is_awaited() {
                     return Waited::Dropped;
@@ -225,7 +228,7 @@ impl Drain {
                     return Waited::Expired;
                 }
                 if remaining <= reserved {
-                    return Waited::TimeIsReserved(stragglers);
+                    return Waited::TimeIsReserved;
                 }
                 let (phases, state) = (&self.phases, &self.state);
                 self.progress.update(phases, |in_flight| oldest(phases, state, in_flight), &self.deadline);
@@ -290,6 +293,8 @@ const CANNOT_ABORT: &str = "no registry is inspected, so no report names a task,
 /// The host logs this message after the last report, because the message `CANNOT_ABORT` can be far above this report in the log.
 const NO_NAMES: &str = "the report names no task, because no registry is inspected: build the registry with `inspect`";
 
+const TIME_IS_RESERVED: &str = "the next registry shuts down now, because the rest of the grace period is reserved";
+
 /// The shortest time between two liveness checks during the drain. Each check also updates the progress, so a shorter time would update the
 /// progress too often.
 pub(crate) const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(100);
@@ -298,7 +303,7 @@ pub(crate) const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 enum Waited {
     Drained,
     /// The rest of the grace period is reserved for later registries.
-    TimeIsReserved(Stragglers),
+    TimeIsReserved,
     /// The grace period has expired.
     Expired,
     /// `run` was dropped.

@@ -38,6 +38,7 @@ pub(crate) fn run(program: &str) -> ExitCode {
         "phases" => phases(),
         "hung_request" => slow_request(pending()),
         "slow_request" => slow_request(released()),
+        "hung_phases" => hung_phases(),
         "delayed" => delayed(),
         "run_dropped_in_delay" => run_dropped_in_delay(),
         "pending_in_delay" => block_on(host(&registry(SmolSpawner)).delay(Duration::from_secs(3600)).run(async {
@@ -295,6 +296,17 @@ fn slow_request(request: impl Future<Output = ()> + Send + 'static) -> ExitCode 
         ready();
         requests.signal().await;
     }))
+}
+
+fn hung_phases() -> ExitCode {
+    let [first, second, third] = ["first", "second", "third"].map(|name| {
+        let registry = registry(SmolSpawner);
+        registry.named(name).run(pending::<()>());
+        registry
+    });
+    let quarter = Duration::from_millis(250);
+    let host = host(&first).then_with_reserve(&second, quarter).then_with_reserve(&third, quarter).grace(4 * quarter);
+    block_on(host.run(async {}))
 }
 
 /// The program prints the readiness that a load balancer would see.

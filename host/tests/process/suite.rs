@@ -53,6 +53,7 @@ const TESTS: &[(&str, fn())] = tests! {
     phases_drain_in_order
     reserve_gives_a_later_phase_its_time
     reserve_leaves_earlier_phases_the_grace_period
+    stragglers_of_each_phase_are_reported_when_time_is_reserved
     delay_precedes_the_drain
     delay_is_part_of_the_grace_period
     run_dropped_in_delay_shuts_nothing_down
@@ -299,6 +300,16 @@ fn reserve_gives_a_later_phase_its_time() {
     let ended = process.wait();
     ended.assert_code(1).assert_stderr(": 1 completed, 0 failed, 0 panicked, 0 abandoned, 2 aborted");
     assert!(!ended.has_stdout("the job is back"), "{ended:#?}");
+}
+
+/// The second report must also contain the tasks of the second phase, although a task of the first phase still hangs.
+fn stragglers_of_each_phase_are_reported_when_time_is_reserved() {
+    let ended = Program::new("hung_phases").start().wait();
+    let stderr = ended.assert_code(1).output();
+    let (reserved, expired) = stderr.split_once("the grace period of 1s has expired").expect(&stderr);
+    let reported = ["first", "second", "third"].map(|name| reserved.matches(&format!("1 × {name} at ")).count());
+    assert_eq!(reported, [2, 1, 0], "{stderr}");
+    assert!(expired.contains("1 × third at "), "{stderr}");
 }
 
 /// The reserve is as long as the grace period, so all phases shut down immediately. The request must still be able to end.
