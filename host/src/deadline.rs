@@ -87,7 +87,7 @@ impl Deadline {
 
     /// Makes the process exit soon after the deadline, even if the drain, the executor or `main` is blocked.
     ///
-    /// If the registries drain in time, also limits how long `main` may take to return, unless a newer host exists by then.
+    /// If the registries drain in time, also limits how long `main` may take to return, unless another host has not ended yet.
     pub(crate) fn enforce(&self, state: Arc<HostState>, hook: HookKey, output: &OutputThread) -> Enforcement {
         let (drained, drained_in_time) = channel();
         // If the grace period has expired before `run`, the tasks need the margin from now on.
@@ -100,8 +100,8 @@ impl Deadline {
             };
             let is_in_time = drained.is_ok();
             if is_in_time {
-                limits.wait_for_main();
-                if !hook.is_newest() {
+                limits.wait_for_main(hook);
+                if !hook.limits_main() {
                     return;
                 }
             }
@@ -128,16 +128,17 @@ const MAIN_IS_LATE: &str = "`main` has not returned in time after the drain, exi
     its clean-up, or blocking work that the runtime's destructor waits for, is still running";
 
 impl Limits {
-    /// Waits until the time in which `main` must return has expired. Call this method immediately after the drain.
-    fn wait_for_main(self) {
+    /// Waits until the time in which `main` must return has expired, or until the hook is removed. Call this method immediately after the
+    /// drain.
+    fn wait_for_main(self, hook: HookKey) {
         let drained = Instant::now();
         let was_requested = signals::requested_at().is_some();
         let timeout = self.main_timeout.or_else(|| was_requested.then_some(DEFAULT_MAIN_TIMEOUT));
         let main_deadline = timeout.and_then(|timeout| drained.checked_add(timeout));
-        let requested_at = signals::wait_for_request(main_deadline);
+        let requested_at = hook.wait_for_request(main_deadline);
         let grace_end = requested_at.and_then(|requested_at| self.grace_end_for_main(requested_at, drained));
         let last_moment = [main_deadline, with_margin(grace_end)].into_iter().flatten().min();
-        thread::sleep(last_moment.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now())));
+        hook.wait_for_removal(last_moment);
     }
 
     /// Returns the end of the grace period for `main`, which starts with the request. If a request before `run` has used up the grace

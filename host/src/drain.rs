@@ -153,7 +153,9 @@ impl Drain {
             }
         }
         self.progress.flush(self.deadline.remaining().clamp(MAIN_TIMEOUT, LINE_INTERVAL));
-        if is_in_time && self.deadline.main_timeout() == Some(Duration::ZERO) && self.state.is_awaited() {
+        self.hook.end();
+        let exits = self.deadline.main_timeout() == Some(Duration::ZERO) && self.hook.limits_main();
+        if is_in_time && exits && self.state.is_awaited() {
             exit_within(LAST_LINES_TIMEOUT, self.state.exit_code(), || ());
         }
         self.state.finish();

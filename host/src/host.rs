@@ -83,9 +83,9 @@ use std::time::Duration;
 /// # Several hosts
 ///
 /// A request to stop applies to the whole process. If a host is created after the request, the host stops immediately, and has only the
-/// rest of the grace period that started at the request. To prevent this, call [`forget_stop_request`](Self::forget_stop_request). While
-/// several hosts exist, only one of them reacts to a second signal and limits how long `main` may take. This is the host whose `new` or
-/// `run` was called last.
+/// rest of the grace period that started at the request. To prevent this, call [`forget_stop_request`](Self::forget_stop_request). A host
+/// ends when its drain ends. While several hosts exist, only the newest host that has not ended reacts to a second signal. This is the host
+/// whose `new` or `run` was called last. Only when all hosts have ended, `main` has a time limit. The host that ended last sets this limit.
 ///
 /// # Exit codes
 ///
@@ -312,8 +312,9 @@ impl Host {
     /// not asked to stop.
     ///
     /// If the timeout is zero and the drain ends in time, [`run`](Self::run) does not return. Instead, the process exits when the last task
-    /// has ended, with the exit code that `run` would have returned. If the drain misses the deadline, `run` returns. Use zero if `main`
-    /// does no more work after `run`, and the program reads stdin on a runtime. The destructor of the runtime would wait for this read.
+    /// has ended, with the exit code that `run` would have returned. If the drain misses the deadline, or if another host has not ended
+    /// yet, `run` returns. Use zero if `main` does no more work after `run`, and the program reads stdin on a runtime. The destructor of the
+    /// runtime would wait for this read.
     pub fn main_timeout(mut self, timeout: Duration) -> Self {
         self.limits.main_timeout = Some(timeout);
         self

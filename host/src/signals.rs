@@ -3,6 +3,7 @@
 use crate::sync::lock;
 use background_tasks::{Registry, ShutdownSignal};
 use std::io;
+use std::mem;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,6 @@ static HANDLERS: Mutex<Handlers> = Mutex::new(Handlers {
     requested_at: None,
     first_signal_at: None,
     hooks: Vec::new(),
-    kept: None,
     next_key: 0,
     is_signal_used: false,
     handles_sighup: false,
@@ -20,8 +20,8 @@ static HANDLERS: Mutex<Handlers> = Mutex::new(Handlers {
     handles_ignored: false,
 });
 
-/// A condition variable that is notified when the process is asked to stop.
-static REQUESTED: Condvar = Condvar::new();
+/// A condition variable that is notified when the process is asked to stop, and when a hook is removed.
+static CHANGED: Condvar = Condvar::new();
 
 #[expect(clippy::struct_excessive_bools, reason = "the flags are independent")]
 struct Handlers {
@@ -32,10 +32,8 @@ struct Handlers {
     requested_at: Option<Instant>,
     /// The time of the first signal. `requested_at` is earlier if `request_stop` was called before the first signal.
     first_signal_at: Option<Instant>,
-    /// The hooks of all hosts, oldest first.
+    /// The hooks of all hosts, oldest first. The hooks of hosts that have ended come last, in the order in which the hosts ended.
     hooks: Vec<Hook>,
-    /// The hook of the host whose `run` was the last to return. This hook stays in `hooks` after the host was dropped.
-    kept: Option<HookKey>,
     next_key: usize,
     /// Whether code outside of a host has called `shutdown_signal`.
     is_signal_used: bool,
@@ -49,6 +47,8 @@ struct Hook {
     key: HookKey,
     repeat_window: Duration,
     on_second_signal: Option<Box<dyn FnOnce() + Send>>,
+    /// Whether the drain of the host has ended.
+    has_ended: bool,
 }
 
 /// Identifies a [`SecondSignalHook`].
@@ -167,14 +167,15 @@ pub(crate) fn handle_ignored() -> io::Result<ShutdownSignal> {
     handlers.install()
 }
 
-/// Forgets that the process was asked to stop. The next signal then counts as a new request.
+/// Forgets that the process was asked to stop, and forgets the hosts that have ended. The next signal then counts as a new request.
 pub(crate) fn forget_stop_request() {
     let mut handlers = lock(&HANDLERS);
     (handlers.survives_sighup, handlers.first_signal_at) = (false, None);
     // If there was no request, the registry stays, because callers of `shutdown_signal` may still wait for its signal.
     let previous = handlers.requested_at.take().and_then(|_| handlers.stop_request.take());
+    let ended = handlers.remove_hooks(|hook| hook.has_ended);
     drop(handlers);
-    drop(previous);
+    drop((previous, ended));
 }
 
 /// Returns the time of the request to stop the process.
@@ -182,11 +183,10 @@ pub(crate) fn requested_at() -> Option<Instant> {
     lock(&HANDLERS).requested_at
 }
 
-/// Waits until the process is asked to stop or the deadline has passed. Returns the time of the request to stop, if there is one.
-pub(crate) fn wait_for_request(deadline: Option<Instant>) -> Option<Instant> {
+/// Waits until the condition is false or the deadline has passed.
+fn wait_while(deadline: Option<Instant>, condition: impl FnMut(&mut Handlers) -> bool) -> MutexGuard<'static, Handlers> {
     let timeout = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
-    let waited = REQUESTED.wait_timeout_while(lock(&HANDLERS), timeout, |handlers| handlers.requested_at.is_none());
-    waited.unwrap_or_else(PoisonError::into_inner).0.requested_at
+    CHANGED.wait_timeout_while(lock(&HANDLERS), timeout, condition).unwrap_or_else(PoisonError::into_inner).0
 }
 
 impl Handlers {
@@ -200,8 +200,17 @@ impl Handlers {
         self.stop_request.get_or_insert_with(|| Registry::new(()))
     }
 
-    fn remove(&mut self, key: HookKey) -> Option<Hook> {
-        self.hooks.iter().position(|hook| hook.key == key).map(|index| self.hooks.remove(index))
+    fn contains(&self, key: HookKey) -> bool {
+        self.hooks.iter().any(|hook| hook.key == key)
+    }
+
+    /// Removes some of the hooks. The caller must release the lock before it drops them: a hook may own the last handle of a registry, and
+    /// the drop of this handle can call other code.
+    fn remove_hooks(&mut self, is_removed: impl Fn(&Hook) -> bool) -> Vec<Hook> {
+        let (removed, hooks) = mem::take(&mut self.hooks).into_iter().partition(is_removed);
+        self.hooks = hooks;
+        CHANGED.notify_all();
+        removed
     }
 
     fn has_sighup(&self) -> bool {
@@ -215,8 +224,8 @@ impl Handlers {
 }
 
 /// The function that a host runs when a second signal arrives. While this hook exists, the crate handles the signals. If several hosts
-/// exist, only the function of the newest hook runs. Signals within the repeat window after the first signal do not count as second
-/// signals.
+/// exist, only the function of the newest host that has not ended runs. If all hosts have ended, the function of the host that ended last
+/// runs. Signals within the repeat window after the first signal do not count as second signals.
 ///
 /// If there is no hook and no code has called [`shutdown_signal`], the signals have their default actions.
 pub(crate) struct SecondSignalHook(HookKey);
@@ -226,7 +235,7 @@ impl SecondSignalHook {
         let mut handlers = lock(&HANDLERS);
         let key = HookKey(handlers.next_key);
         handlers.next_key += 1;
-        handlers.hooks.push(Hook { key, repeat_window, on_second_signal: Some(Box::new(on_second_signal)) });
+        handlers.hooks.push(Hook { key, repeat_window, on_second_signal: Some(Box::new(on_second_signal)), has_ended: false });
         Self(key)
     }
 
@@ -234,39 +243,54 @@ impl SecondSignalHook {
         self.0
     }
 
-    /// Keeps the hook installed until the process exits, or until `keep` of another hook replaces it.
+    /// Keeps the hook of a host that has ended, until the process exits or the next host has ended.
     pub(crate) fn keep(self) {
-        let mut handlers = lock(&HANDLERS);
-        let previous = handlers.kept.replace(self.0).and_then(|key| handlers.remove(key));
-        drop(handlers);
-        // The lock is released first: the hook may own the last handle of a registry, and the drop of this handle can call other code.
+        let previous = lock(&HANDLERS).remove_hooks(|hook| hook.has_ended && hook.key != self.0);
         drop(previous);
-        std::mem::forget(self);
+        mem::forget(self);
     }
 }
 
 impl HookKey {
-    /// Returns whether no newer host has created a hook.
-    pub(crate) fn is_newest(self) -> bool {
-        lock(&HANDLERS).hooks.last().is_some_and(|hook| hook.key == self)
+    /// Records that the drain of the host has ended.
+    pub(crate) fn end(self) {
+        let mut handlers = lock(&HANDLERS);
+        let hook = handlers.hooks.iter().position(|hook| hook.key == self).map(|index| handlers.hooks.remove(index));
+        handlers.hooks.extend(hook.map(|hook| Hook { has_ended: true, ..hook }));
+    }
+
+    /// Returns whether the host limits how long `main` may take: all hosts have ended, and this host ended last.
+    pub(crate) fn limits_main(self) -> bool {
+        let handlers = lock(&HANDLERS);
+        handlers.hooks.iter().all(|hook| hook.has_ended) && handlers.hooks.last().is_some_and(|hook| hook.key == self)
+    }
+
+    /// Waits until the process is asked to stop, the deadline has passed, or the hook is removed. Returns the time of the request to stop,
+    /// if there is one.
+    pub(crate) fn wait_for_request(self, deadline: Option<Instant>) -> Option<Instant> {
+        wait_while(deadline, |handlers| handlers.requested_at.is_none() && handlers.contains(self)).requested_at
+    }
+
+    /// Waits until the deadline has passed or the hook is removed.
+    pub(crate) fn wait_for_removal(self, deadline: Option<Instant>) {
+        drop(wait_while(deadline, |handlers| handlers.contains(self)));
     }
 }
 
 impl Drop for SecondSignalHook {
     fn drop(&mut self) {
         let mut handlers = lock(&HANDLERS);
-        let hook = handlers.remove(self.0);
+        let hook = handlers.remove_hooks(|hook| hook.key == self.0);
         if !handlers.has_users() {
             (handlers.handles_sighup, handlers.survives_sighup, handlers.handles_ignored) = (false, false, false);
         }
         drop(handlers);
-        // The lock is released first: the hook may own the last handle of a registry, and the drop of this handle can call other code.
         drop(hook);
     }
 }
 
-/// Handles a signal. The first signal asks the process to stop. A second signal calls the newest hook. If no host and no caller of
-/// [`shutdown_signal`] exists, the signal has its default action.
+/// Handles a signal. The first signal asks the process to stop. A second signal calls the [hook](SecondSignalHook) of a host. If no host
+/// and no caller of [`shutdown_signal`] exists, the signal has its default action.
 ///
 /// SIGHUP never counts as a second signal, because a closed terminal can send SIGHUP twice. A signal within the repeat window counts as the
 /// same request, because one request can arrive twice. For example, a terminal signals the whole process group, and a launcher in this
@@ -284,7 +308,8 @@ fn on_signal(signal: os::Signal) {
         os::run_default_action(signal);
     } else if let Some(first_signal_at) = handlers.first_signal_at {
         let insists = |hook: &&mut Hook| !is_sighup && first_signal_at.elapsed() >= hook.repeat_window;
-        let on_second_signal = handlers.hooks.last_mut().filter(insists).and_then(|hook| hook.on_second_signal.take());
+        let newest = handlers.hooks.iter_mut().rev().min_by_key(|hook| hook.has_ended);
+        let on_second_signal = newest.filter(insists).and_then(|hook| hook.on_second_signal.take());
         drop(handlers);
         if let Some(on_second_signal) = on_second_signal {
             on_second_signal();
@@ -303,7 +328,7 @@ fn start_shutdown(mut handlers: MutexGuard<'_, Handlers>) {
     // The lock is released first, because `start_shutdown` calls wakers, and a waker can run any code.
     drop(handlers);
     stop_request.start_shutdown();
-    REQUESTED.notify_all();
+    CHANGED.notify_all();
 }
 
 #[cfg(unix)]

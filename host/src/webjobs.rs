@@ -11,12 +11,12 @@ use std::{env, io, thread};
 const INTERVAL: Duration = Duration::from_millis(100);
 
 /// Starts a thread that asks the process to stop as soon as the file exists. The thread ends after this request, when the host's `run` is
-/// dropped, or when the host has ended and a newer host exists. Until then, the file limits `main` as a signal does.
+/// dropped, or when the host has ended and another host has not. Until then, the file limits `main` as a signal does.
 pub(crate) fn watch(state: &Arc<HostState>, hook: HookKey) -> io::Result<()> {
     let Some(file) = env::var_os("WEBJOBS_SHUTDOWN_FILE").filter(|file| !file.is_empty()).map(PathBuf::from) else { return Ok(()) };
     let state = Arc::downgrade(state);
     let watch = move || {
-        let is_needed = |state: Arc<HostState>| state.is_awaited() && (!state.is_finished() || hook.is_newest());
+        let is_needed = |state: Arc<HostState>| state.is_awaited() && (!state.is_finished() || hook.limits_main());
         while state.upgrade().is_some_and(is_needed) {
             if file.exists() {
                 return signals::request_stop();

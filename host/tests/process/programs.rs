@@ -101,6 +101,13 @@ pub(crate) fn run(program: &str) -> ExitCode {
         "host_dropped" => host_dropped(),
         "run_dropped_in_drain" => run_dropped_in_drain(),
         "second_host" => second_host(),
+        #[cfg(target_os = "linux")]
+        "host_within_host" => host_within_host(),
+        #[cfg(target_os = "linux")]
+        "hosts_that_have_ended" => hosts_that_have_ended(),
+        #[cfg(target_os = "linux")]
+        "forgotten_host" => forgotten_host(),
+        "host_ends_before_another" => host_ends_before_another(),
         "blocking_read" => blocking_read(),
         "program_pending" => ends_in_drain(pending()),
         "program_fails_in_drain" => ends_in_drain(async { Err("broken") }),
@@ -820,6 +827,67 @@ fn second_host() -> ExitCode {
         println!("the second registry is shutting down: {}", second.is_shutting_down());
         second.signal().await;
     }))
+}
+
+/// Waits until at most `len` threads of this process have this name.
+#[cfg(target_os = "linux")]
+fn wait_for_threads(name: &str, len: usize) {
+    use std::fs;
+    let has_name = |task: &fs::DirEntry| fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim_end() == name);
+    let count = || fs::read_dir("/proc/self/task").unwrap().filter(|task| task.as_ref().is_ok_and(has_name)).count();
+    testing::poll_until(&name, || count() <= len);
+}
+
+/// Within the program of a host, another host runs to its end. This host has a short grace period, and on request a short time for `main`.
+#[cfg(target_os = "linux")]
+fn host_within_host() -> ExitCode {
+    let (outer, inner) = (registry(SmolSpawner), registry(SmolSpawner));
+    block_on(host(&outer).run(async {
+        let host = Host::new(&inner).grace(Duration::from_millis(100));
+        if let Some(timeout) = seconds("INNER_MAIN_TIMEOUT") {
+            host.main_timeout(timeout).run(async {}).await;
+            wait_for_threads("deadline", 0);
+        } else {
+            host.run(async {}).await;
+        }
+        ready();
+        outer.signal().await;
+        if env::var_os("IS_PENDING").is_some() {
+            pending::<()>().await;
+        }
+        // The other thread enforces the deadline of the outer host.
+        wait_for_threads("deadline", 1);
+    }))
+}
+
+#[cfg(target_os = "linux")]
+fn hosts_that_have_ended() -> ExitCode {
+    for _ in 0..50 {
+        block_on(host(&registry(SmolSpawner)).run(async {}));
+    }
+    for name in ["deadline", "drain", "output"] {
+        wait_for_threads(name, 1);
+    }
+    7.into()
+}
+
+#[cfg(target_os = "linux")]
+fn forgotten_host() -> ExitCode {
+    let registry = registry(SmolSpawner);
+    block_on(host(&registry).main_timeout(Duration::from_millis(100)).run(async {
+        ready();
+        registry.signal().await;
+    }));
+    drop(Host::new(&registry).forget_stop_request());
+    wait_for_threads("deadline", 0);
+    7.into()
+}
+
+fn host_ends_before_another() -> ExitCode {
+    let registry = registry(SmolSpawner);
+    let mut other = None;
+    block_on(host(&registry).main_timeout(Duration::ZERO).run(async { other = Some(Host::new(&registry)) }));
+    7.into()
 }
 
 /// At its end, `main` drops a runtime. The runtime waits for a read from stdin.

@@ -84,6 +84,13 @@ const TESTS: &[(&str, fn())] = tests! {
     dropped_run_shuts_nothing_down
     dropped_host_restores_default_actions
     second_host_stops_unless_it_forgets_the_request
+    host_that_has_ended_does_not_end_the_process
+    #[cfg(target_os = "linux")]
+    host_within_a_host_does_not_limit_it
+    #[cfg(target_os = "linux")]
+    forgotten_host_does_not_limit_main
+    #[cfg(target_os = "linux")]
+    hosts_that_have_ended_have_no_threads
     program_counts_with_its_outcome
     program_of_aborting_registry_is_aborted
     infinite_grace_period_is_accepted
@@ -766,6 +773,44 @@ fn second_host_stops_unless_it_forgets_the_request() {
         process.signal(Signal::HUP);
         ends_by(process, Signal::HUP);
     }
+}
+
+fn host_that_has_ended_does_not_end_the_process() {
+    Program::new("host_ends_before_another").start().wait().assert_code(7);
+}
+
+#[cfg(target_os = "linux")]
+fn host_within_a_host_does_not_limit_it() {
+    for inner_main_timeout in [None, Some("0.1")] {
+        let start = || {
+            let program = Program::new("host_within_host").with("REPEAT_WINDOW", "0");
+            match inner_main_timeout {
+                Some(timeout) => program.with("INNER_MAIN_TIMEOUT", timeout),
+                None => program,
+            }
+        };
+        let process = start().start_ready();
+        process.signal(Signal::TERM);
+        process.wait().assert_code(0).assert_stderr("drained in ");
+
+        let mut process = start().with("IS_PENDING", "1").start_ready();
+        process.signal(Signal::TERM);
+        process.stderr_line("draining: ");
+        process.signal(Signal::TERM);
+        process.wait().assert_code(130).assert_stderr("exiting immediately, 1 in flight");
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn forgotten_host_does_not_limit_main() {
+    let process = Program::new("forgotten_host").start_ready();
+    process.signal(Signal::TERM);
+    process.wait().assert_code(7);
+}
+
+#[cfg(target_os = "linux")]
+fn hosts_that_have_ended_have_no_threads() {
+    Program::new("hosts_that_have_ended").start().wait().assert_code(7);
 }
 
 fn program_counts_with_its_outcome() {
