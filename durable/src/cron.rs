@@ -16,10 +16,6 @@ use std::time::{Duration, SystemTime};
 /// A tick that is at most this late does not count as missed. For example, a short outage of the store can make a tick late.
 const MAX_LATENESS: Duration = Duration::from_mins(5);
 
-/// The unique key of a tick is reserved for this period. If the period were not longer than `MAX_LATENESS`, a late process could enqueue
-/// the job of the tick a second time.
-const KEY_PERIOD: Duration = Duration::from_mins(15);
-
 /// The task of a schedule sleeps for at most this time. It then reads the clock again, because the clock may have been changed.
 const MAX_SLEEP: Duration = Duration::from_secs(30);
 
@@ -28,6 +24,10 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// The task ignores missed ticks that are older than this duration.
 const MAX_MISSED: TimeDelta = TimeDelta::days(1);
+
+/// The unique key of a tick is reserved for this period. The period is longer than `MAX_MISSED`, so that no process enqueues the job of a
+/// tick a second time. The additional hour allows for clocks that differ.
+const KEY_PERIOD: Duration = Duration::from_hours(25);
 
 /// Determines for which missed ticks a job is enqueued late. A tick is a time at which a schedule is due. A tick is missed in two cases: no
 /// process ran the schedule at this time, or an outage of the store delayed the tick by more than 5 minutes. See [`CronSchedule::missed`].
@@ -282,8 +282,8 @@ impl<T: Serialize + Send + 'static> Queue<T> {
                             }
                             break;
                         }
-                        // If the tick cannot be stored, the tick counts as missed when the task starts again. If the task starts again
-                        // within `KEY_PERIOD`, the unique key of the tick prevents a second job.
+                        // If the tick cannot be stored, it counts as missed when the task starts again. The unique key of the tick then
+                        // prevents a second job.
                         let _ = remember(Some(tick)).await;
                     }
                     // If the clock was set back, the search for the next tick starts at the new time.

@@ -2,8 +2,10 @@
 
 use crate::common::{numbers, on_each_database, on_each_store, panic_quietly, registry, sql, until};
 use background_tasks::{AbortReport, RejectReason};
-use background_tasks_durable::Error;
+use background_tasks_durable::testing::{advance, drain};
+use background_tasks_durable::{Error, Job, WorkerOptions};
 use serde::{Serialize, Serializer};
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -67,6 +69,30 @@ async fn missed_tick_is_enqueued_once_after_restart() {
         until("the later task has enqueued its job", async || (others.counts().await.unwrap().waiting >= 1).then_some(())).await;
         registry.shutdown().await;
         assert_eq!(others.counts().await.unwrap().waiting, 1);
+    })
+    .await;
+}
+
+/// A process enqueues the job of a tick, and ends before the store contains the tick. The next process starts most of a day later.
+#[tokio::test(flavor = "multi_thread")]
+async fn tick_that_is_not_stored_is_enqueued_once() {
+    on_each_store(async |jobs| {
+        let now = seconds(SystemTime::now());
+        let (minute, hour) = ((now - 120) / 60 % 60, (now - 120) / 3600 % 24);
+        let schedule = format!("0 {minute} {hour} * * *");
+        let queue = jobs.queue::<u64>("nightly");
+        let schedules = if jobs.sqlite_pool().is_some() { "background_tasks_schedules" } else { "background_tasks.schedules" };
+        let stored = format!("SELECT last_tick FROM {schedules} WHERE last_tick > {}", now - 3600);
+        for enqueued in [1, 0] {
+            let (registry, losses) = registry();
+            queue.cron(&registry, &schedule, seconds).unwrap();
+            until("the tick is stored", async || numbers(&jobs, &stored).await.first().map(drop)).await;
+            assert!(registry.shutdown().await.is_clean(), "{:?}", losses.all());
+            assert_eq!(queue.counts().await.unwrap().waiting, enqueued);
+            drain(&queue, WorkerOptions::default(), async |_: Job<u64>| Ok::<_, Infallible>(())).await.unwrap();
+            sql(&jobs, &format!("UPDATE {schedules} SET last_tick = last_tick - 86400")).await;
+            advance(&jobs, Duration::from_hours(23)).await.unwrap();
+        }
     })
     .await;
 }
