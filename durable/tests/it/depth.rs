@@ -139,12 +139,12 @@ async fn looking_at_all_queues_does_not_depend_on_their_depth() {
         sql(&jobs, "DELETE FROM {jobs}").await;
         analyze(&jobs).await; // takes the statistics of an empty table
         fill_all(DEEP).await;
-        let deep = time().await;
-        analyze(&jobs).await;
-        let analyzed = time().await;
-        eprintln!("shallow {shallow:?}, deep {deep:?}, deep and analyzed {analyzed:?}");
+        // Other programs may use the machine, so the time is measured until it is short enough. A count of all jobs would take more than
+        // five times as long as the shallow one.
         let limit = shallow * 3 + Duration::from_millis(10);
-        assert!(deep < limit && analyzed < limit, "{shallow:?} {deep:?} {analyzed:?}");
+        until("the time without statistics does not depend on the depth", async || (time().await < limit).then_some(())).await;
+        analyze(&jobs).await;
+        until("the time with statistics does not depend on the depth", async || (time().await < limit).then_some(())).await;
     })
     .await;
 }
