@@ -463,14 +463,15 @@ mod os {
                 }
             }
         };
-        thread::Builder::new().name("signals".into()).spawn(wait)?;
+        // The thread starts with all signals blocked. Otherwise, it could receive a signal that `with_blocked` blocks in this thread.
+        with_blocked(&SIGNALS.each_ref(), || thread::Builder::new().name("signals".into()).spawn(wait))?;
         Ok(wake)
     }
 
     /// Calls `on_signal` for each signal that has arrived.
     ///
-    /// Also unblocks the signals in this thread. The parent process may have blocked them, and the system delivers a signal only to a
-    /// thread that does not block it.
+    /// Also unblocks the signals that have a handler in this thread. The parent process may have blocked them in all other threads, and the
+    /// system delivers a signal only to a thread that does not block it.
     fn handle_arrived() {
         let handled = SIGNALS.iter().filter(|state| state.has_handler.load(Ordering::SeqCst));
         let _ = handled.map(|state| state.signal).collect::<SigSet>().thread_unblock();

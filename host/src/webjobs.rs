@@ -17,8 +17,10 @@ pub(crate) fn watch(state: &Arc<HostState>, hook: HookKey) -> io::Result<()> {
     let state = Arc::downgrade(state);
     let watch = move || {
         let is_needed = |state: Arc<HostState>| state.is_awaited() && (!state.is_finished() || hook.limits_main());
-        while state.upgrade().is_some_and(is_needed) {
-            if file.exists() {
+        let is_needed = || state.upgrade().is_some_and(is_needed);
+        while is_needed() {
+            // The host may have ended since the check above.
+            if file.exists() && is_needed() {
                 return signals::request_stop();
             }
             thread::sleep(INTERVAL);

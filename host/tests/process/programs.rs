@@ -11,6 +11,8 @@ use fork::Fork;
 use nix::sys::signal::{SigSet, Signal};
 use smol::future::{block_on, pending};
 use std::env;
+#[cfg(target_os = "linux")]
+use std::fs;
 use std::fs::File;
 use std::future::Future;
 use std::io::{Write, stderr, stdin, stdout};
@@ -20,6 +22,8 @@ use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 #[cfg(windows)]
 use std::os::windows::io::AsHandle;
+#[cfg(target_os = "linux")]
+use std::path::PathBuf;
 use std::process::ExitCode;
 #[cfg(unix)]
 use std::process::{Command, ExitStatus, exit, id};
@@ -101,6 +105,8 @@ pub(crate) fn run(program: &str) -> ExitCode {
         "host_dropped" => host_dropped(),
         "run_dropped_in_drain" => run_dropped_in_drain(),
         "second_host" => second_host(),
+        #[cfg(target_os = "linux")]
+        "signals_thread" => signals_thread(),
         #[cfg(target_os = "linux")]
         "host_within_host" => host_within_host(),
         #[cfg(target_os = "linux")]
@@ -813,7 +819,7 @@ fn run_dropped_in_drain() -> ExitCode {
 /// After a request to stop, the process runs a second host. The second host runs for longer than the first host's `main_timeout`.
 fn second_host() -> ExitCode {
     let first = registry(SmolSpawner);
-    block_on(host(&first).main_timeout(Duration::from_millis(100)).run(async {
+    block_on(host(&first).main_timeout(Duration::from_secs(2)).run(async {
         ready();
         first.signal().await;
     }));
@@ -823,19 +829,32 @@ fn second_host() -> ExitCode {
         host = host.forget_stop_request();
     }
     block_on(host.run(async {
-        smol::Timer::after(Duration::from_secs(1)).await;
+        smol::Timer::after(Duration::from_secs(3)).await;
         println!("the second registry is shutting down: {}", second.is_shutting_down());
         second.signal().await;
     }))
 }
 
-/// Waits until at most `len` threads of this process have this name.
+/// Returns the folders in `/proc` of the threads that have this name.
+#[cfg(target_os = "linux")]
+fn threads(name: &str) -> Vec<PathBuf> {
+    let tasks = fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
+    tasks.filter(|task| fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim_end() == name)).collect()
+}
+
+/// Waits until at most `len` threads have this name.
 #[cfg(target_os = "linux")]
 fn wait_for_threads(name: &str, len: usize) {
-    use std::fs;
-    let has_name = |task: &fs::DirEntry| fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim_end() == name);
-    let count = || fs::read_dir("/proc/self/task").unwrap().filter(|task| task.as_ref().is_ok_and(has_name)).count();
-    testing::poll_until(&name, || count() <= len);
+    testing::poll_until(&name, || threads(name).len() <= len);
+}
+
+/// Prints the signals that the thread blocks.
+#[cfg(target_os = "linux")]
+fn signals_thread() -> ExitCode {
+    let _host = host(&registry(SmolSpawner));
+    let status = fs::read_to_string(threads("signals")[0].join("status")).unwrap();
+    println!("{}", status.lines().find(|line| line.starts_with("SigBlk:")).unwrap());
+    0.into()
 }
 
 /// Within the program of a host, another host runs to its end. This host has a short grace period, and on request a short time for `main`.
@@ -874,7 +893,7 @@ fn hosts_that_have_ended() -> ExitCode {
 #[cfg(target_os = "linux")]
 fn forgotten_host() -> ExitCode {
     let registry = registry(SmolSpawner);
-    block_on(host(&registry).main_timeout(Duration::from_millis(100)).run(async {
+    block_on(host(&registry).main_timeout(Duration::from_secs(2)).run(async {
         ready();
         registry.signal().await;
     }));

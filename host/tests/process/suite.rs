@@ -12,6 +12,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 #[cfg(unix)]
 use std::os::unix::process::ExitStatusExt;
+use std::panic::catch_unwind;
 use std::process::{ChildStdin, Command, ExitCode, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -43,41 +44,28 @@ macro_rules! unix_tests {
 }
 
 const TESTS: &[(&str, fn())] = tests! {
-    blocked_executor_does_not_delay_exit
-    second_signal_exits_with_blocked_executor
-    second_signal_exits_with_stdout_locked
     program_error_exits_after_drain
     program_panic_exits_after_drain
     program_end_starts_drain
     idle_program_prints_nothing
     phases_drain_in_order
-    reserve_gives_a_later_phase_its_time
     reserve_leaves_earlier_phases_the_grace_period
-    stragglers_of_each_phase_are_reported_when_time_is_reserved
     delay_precedes_the_drain
-    delay_is_part_of_the_grace_period
     run_dropped_in_delay_shuts_nothing_down
     stalled_task_is_reported
-    stalled_critical_task_starts_the_shutdown
     task_without_progress_is_reported_in_the_drain
     waiting_service_is_not_stalled
     stalled_service_is_reported_until_its_run_ends
-    #[cfg(feature = "tracing")]
-    stall_is_reported_before_the_shutdown
     missing_inspection_is_reported_with_tasks_in_flight
     shutdown_signal_stays_triggered
     signal_before_run_is_kept
-    grace_period_starts_at_a_request_before_run
+    #[cfg(target_os = "linux")]
+    thread_for_signals_starts_with_blocked_signals
     shutdown_by_a_task_ends_the_program
     lost_critical_task_exits_with_failure
     lost_critical_task_of_later_phase_exits_with_failure
     program_of_full_registry_gets_the_signal_immediately
-    program_of_full_registry_has_the_grace_period
     program_of_full_registry_starts_its_last_task
-    program_that_outlives_its_registry_has_the_grace_period
-    signal_after_drain_limits_main
-    end_of_program_does_not_limit_main
-    blocking_read_does_not_delay_exit
     repeated_signals_are_one_request
     signal_after_the_repeat_window_exits_immediately
     second_signal_ends_a_blocked_start_up
@@ -91,18 +79,12 @@ const TESTS: &[(&str, fn())] = tests! {
     forgotten_host_does_not_limit_main
     #[cfg(target_os = "linux")]
     hosts_that_have_ended_have_no_threads
-    program_counts_with_its_outcome
     program_of_aborting_registry_is_aborted
     infinite_grace_period_is_accepted
-    straggler_is_aborted
-    blocked_runtime_destructor_does_not_delay_exit
-    untracked_blocking_work_does_not_delay_exit
-    stop_future_limits_main_as_a_signal_does
     panic_of_a_stop_future_stops_the_process
     first_of_several_stop_futures_stops_the_process
     stop_future_that_is_ready_stops_the_process
     stop_future_has_no_effect_after_the_program_has_ended
-    request_to_stop_has_the_grace_period_with_blocked_executor
     first_signal_after_a_request_to_stop_repeats_it
     request_by_http_stops_the_process
     #[cfg(all(windows, feature = "windows-service"))]
@@ -110,23 +92,51 @@ const TESTS: &[(&str, fn())] = tests! {
     webjobs_file_stops_the_process
     webjobs_file_that_exists_stops_each_host_that_checks_it
     webjobs_file_does_not_stop_a_later_host_that_ignores_it
-    #[cfg(feature = "tower")]
-    detached_handler_has_the_grace_period
-    held_stderr_does_not_delay_exit
     rejection_is_in_the_last_line_and_fails_on_request
+    lines_name_the_oldest_tasks
+    #[cfg(feature = "tracing")]
+    start_and_end_are_reported_once
+};
+
+/// The tests of programs with a short deadline. After the deadline, the host exits in time even if it has not written all lines. If the
+/// machine delays the host, such a test fails. Therefore only one of three attempts must pass.
+const DEADLINE_TESTS: &[(&str, fn())] = tests! {
+    blocked_executor_does_not_delay_exit
+    second_signal_exits_with_blocked_executor
+    second_signal_exits_with_stdout_locked
+    reserve_gives_a_later_phase_its_time
+    stragglers_of_each_phase_are_reported_when_time_is_reserved
+    delay_is_part_of_the_grace_period
+    stalled_critical_task_starts_the_shutdown
+    program_of_full_registry_has_the_grace_period
+    program_that_outlives_its_registry_has_the_grace_period
+    signal_after_drain_limits_main
+    end_of_program_does_not_limit_main
+    blocking_read_does_not_delay_exit
+    program_counts_with_its_outcome
+    straggler_is_aborted
+    blocked_runtime_destructor_does_not_delay_exit
+    untracked_blocking_work_does_not_delay_exit
+    stop_future_limits_main_as_a_signal_does
+    request_to_stop_has_the_grace_period_with_blocked_executor
+    held_stderr_does_not_delay_exit
+    #[cfg(unix)] // a full pipe needs non-blocking writes
+    unread_stderr_does_not_delay_exit
     server_that_waits_for_a_connection_is_aborted
     server_among_other_stragglers_is_reported
-    lines_name_the_oldest_tasks
+    grace_period_starts_at_a_request_before_run
+    #[cfg(feature = "tower")]
+    detached_handler_has_the_grace_period
     #[cfg(feature = "tracing")]
     error_at_start_is_the_first_event
     #[cfg(feature = "tracing")]
     error_in_drain_precedes_its_end
     #[cfg(feature = "tracing")]
-    start_and_end_are_reported_once
-    #[cfg(feature = "tracing")]
     stragglers_are_one_event_each
     #[cfg(feature = "tracing")]
     blocked_task_has_an_abort_requested
+    #[cfg(feature = "tracing")]
+    stall_is_reported_before_the_shutdown
 };
 
 /// The tests that run only on Unix, each with the reason.
@@ -149,8 +159,6 @@ const UNIX_TESTS: &[UnixTest] = unix_tests! {
         settle_layer_ends_tasks_before_lambda_freezes_the_process
         #[cfg(target_os = "linux")] // the test reads the state of a process from `/proc`
         process_that_was_stopped_is_not_stalled
-    "a full pipe needs non-blocking writes; held_stderr_does_not_delay_exit runs instead":
-        unread_stderr_does_not_delay_exit
     "a pseudo-terminal is Unix only":
         #[cfg(all(feature = "bar", feature = "tracing"))]
         bar_is_hidden_if_the_host_emits_events
@@ -163,15 +171,16 @@ pub(crate) fn run() -> ExitCode {
     let tests = TESTS.iter();
     #[cfg(unix)]
     let tests = tests.chain(UNIX_TESTS);
-    let tests: Vec<_> = tests.filter(|(name, _)| is_selected(name)).collect();
-    let running = tests.into_iter().map(|(name, test)| {
-        let thread = thread::Builder::new().name((*name).into());
-        (*name, thread.spawn(test).unwrap())
+    let tests = tests.map(|test| (test, 1)).chain(DEADLINE_TESTS.iter().map(|test| (test, 3)));
+    let tests: Vec<_> = tests.filter(|((name, _), _)| is_selected(name)).collect();
+    let running = tests.into_iter().map(|((name, test), attempts)| {
+        let passes = move || (0..attempts).any(|_| catch_unwind(test).is_ok());
+        (*name, thread::Builder::new().name((*name).into()).spawn(passes).unwrap())
     });
     let running: Vec<_> = running.collect();
     let mut failed = 0;
     for (name, test) in running {
-        let passed = test.join().is_ok();
+        let passed = test.join().unwrap();
         println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
         failed += usize::from(!passed);
     }
@@ -187,12 +196,10 @@ const GRACE: &str = "0.5";
 /// The maximum time until the exit: the grace period plus one second. On Windows it is longer, because Wine ends a process slowly.
 const BOUND: Duration = Duration::from_millis(if cfg!(windows) { 4000 } else { 1500 });
 
-/// The host guarantees the limit `BOUND`, but the machine may add delays. Because of such delays, only one of three attempts must keep
-/// the limit.
+/// Asserts that a process exits at most a second after its deadline. `took` is the time since the signal.
 #[track_caller]
-fn exits_within_a_second_of_the_deadline(mut attempt: impl FnMut() -> Duration) {
-    let took: Vec<_> = (0..3).map(|_| attempt()).take_while(|took| *took > BOUND).collect();
-    assert!(took.len() < 3, "{took:?}");
+fn assert_exits_in_time(took: Duration) {
+    assert!(took <= BOUND, "{took:?}");
 }
 
 /// Starts a program with the grace period [`GRACE`] and sends SIGTERM. Returns the result, and the time from the signal to the exit.
@@ -216,11 +223,9 @@ fn blocked_executor_does_not_delay_exit() {
     for (program, straggler) in
         [("tokio_blocked", "1 × blocker at "), ("executor_blocked", "1 × blocker at "), ("program_blocked", "1 × program at ")]
     {
-        exits_within_a_second_of_the_deadline(|| {
-            let took = miss_deadline(Program::new(program), straggler);
-            println!("{program} exited {took:?} after SIGTERM");
-            took
-        });
+        let took = miss_deadline(Program::new(program), straggler);
+        println!("{program} exited {took:?} after SIGTERM");
+        assert_exits_in_time(took);
     }
 }
 
@@ -292,13 +297,13 @@ fn phases_drain_in_order() {
 /// A request hangs. With a reserve, the worker receives the signal early enough. Without a reserve, it receives the signal at the
 /// deadline.
 fn reserve_gives_a_later_phase_its_time() {
-    let process = Program::new("hung_request").with("GRACE", "3").with("RESERVE", "2").start_ready();
+    let process = Program::new("hung_request").with("GRACE", "4").with("RESERVE", "3").start_ready();
     process.signal(Signal::TERM);
     let ended = process.wait();
     ended
         .assert_code(1)
         .assert_stderr("the next registry shuts down now, because the rest of the grace period is reserved: 1 background task")
-        .assert_stderr("the grace period of 3s has expired: ")
+        .assert_stderr("the grace period of 4s has expired: ")
         .assert_stderr(": 2 completed, 0 failed, 0 panicked, 0 abandoned, 1 aborted");
     assert!(ended.has_stdout("the job is back"), "{ended:#?}");
 
@@ -337,11 +342,11 @@ fn delay_precedes_the_drain() {
         process
     };
     let begun = Instant::now();
-    let ended = start("0.3").wait();
-    ended.assert_code(0).assert_stderr("asked to stop: the drain starts in 300.0ms");
+    let ended = start("3").wait();
+    ended.assert_code(0).assert_stderr("asked to stop: the drain starts in 3.0s");
     ended.assert_stderr("draining: 1 in flight").assert_stderr("drained in ");
     assert!(ended.has_stdout("the program ends, is shutting down: true"), "{ended:#?}");
-    assert!(begun.elapsed() >= Duration::from_millis(300));
+    assert!(begun.elapsed() >= Duration::from_secs(3));
 
     // If the program ends during the delay, the drain starts.
     let mut process = start("1e19");
@@ -355,12 +360,10 @@ fn delay_precedes_the_drain() {
 }
 
 fn delay_is_part_of_the_grace_period() {
-    exits_within_a_second_of_the_deadline(|| {
-        let (ended, took) = stop(Program::new("pending_in_delay"));
-        ended.assert_code(1).assert_stderr("the grace period of 500ms has expired: ");
-        assert!(ended.has_line("the drain starts in ") && !ended.has_line("3600"), "{ended:#?}");
-        took
-    });
+    let (ended, took) = stop(Program::new("pending_in_delay"));
+    ended.assert_code(1).assert_stderr("the grace period of 500ms has expired: ");
+    assert!(ended.has_line("the drain starts in ") && !ended.has_line("3600"), "{ended:#?}");
+    assert_exits_in_time(took);
 }
 
 fn run_dropped_in_delay_shuts_nothing_down() {
@@ -490,6 +493,14 @@ fn sighup_is_handled_only_on_request() {
     let process = Program::new("waits_with_sighup").start_ready();
     process.signal(Signal::HUP);
     process.wait().assert_code(0).assert_stderr("drained in ");
+}
+
+/// This thread may receive a signal only after the handler of the signal is complete. SIGHUP has no handler here, so it must stay blocked.
+#[cfg(target_os = "linux")]
+fn thread_for_signals_starts_with_blocked_signals() {
+    let mut process = Program::new("signals_thread").start();
+    let blocked = u64::from_str_radix(process.process.rest_of_line("SigBlk:\t").trim(), 16).unwrap();
+    assert_eq!(blocked >> (Signal::HUP.as_raw() - 1) & 1, 1, "{blocked:#x}");
 }
 
 fn signal_before_run_is_kept() {
@@ -624,12 +635,10 @@ fn program_that_outlives_its_registry_has_the_grace_period() {
 }
 
 fn signal_after_drain_limits_main() {
-    exits_within_a_second_of_the_deadline(|| {
-        let (ended, took) = stop(Program::new("main_blocked"));
-        ended.assert_code(1).assert_stderr("`main` has not returned");
-        assert!(took >= Duration::from_millis(500), "{took:?}");
-        took
-    });
+    let (ended, took) = stop(Program::new("main_blocked"));
+    ended.assert_code(1).assert_stderr("`main` has not returned");
+    assert!(took >= Duration::from_millis(500), "{took:?}");
+    assert_exits_in_time(took);
 }
 
 /// If a program ends without a request to stop, `main` has unlimited time, for example to write a report. `main_timeout` sets a limit.
@@ -842,28 +851,22 @@ fn infinite_grace_period_is_accepted() {
 }
 
 fn straggler_is_aborted() {
-    exits_within_a_second_of_the_deadline(|| {
-        let took = miss_deadline(Program::new("pending_task"), " was aborted after ");
-        println!("a program with an aborted task exited {took:?} after SIGTERM");
-        took
-    });
+    let took = miss_deadline(Program::new("pending_task"), " was aborted after ");
+    println!("a program with an aborted task exited {took:?} after SIGTERM");
+    assert_exits_in_time(took);
 }
 
 fn blocked_runtime_destructor_does_not_delay_exit() {
-    exits_within_a_second_of_the_deadline(|| {
-        let took = miss_deadline(Program::new("runtime_blocked"), "1 × blocker at ");
-        println!("a program with a blocked runtime exited {took:?} after SIGTERM");
-        took
-    });
+    let took = miss_deadline(Program::new("runtime_blocked"), "1 × blocker at ");
+    println!("a program with a blocked runtime exited {took:?} after SIGTERM");
+    assert_exits_in_time(took);
 }
 
 /// All tracked tasks have ended, so `main` may use only the rest of the grace period.
 fn untracked_blocking_work_does_not_delay_exit() {
-    exits_within_a_second_of_the_deadline(|| {
-        let (ended, took) = stop(Program::new("untracked_blocked"));
-        ended.assert_code(1).assert_stderr("drained in ");
-        took
-    });
+    let (ended, took) = stop(Program::new("untracked_blocked"));
+    ended.assert_code(1).assert_stderr("drained in ");
+    assert_exits_in_time(took);
 }
 
 /// If the program called `start_shutdown` instead of stopping through `stop_on`, `main` would hang.
@@ -895,13 +898,11 @@ fn stop_future_has_no_effect_after_the_program_has_ended() {
 }
 
 fn request_to_stop_has_the_grace_period_with_blocked_executor() {
-    exits_within_a_second_of_the_deadline(|| {
-        let mut process = Program::new("blocked_with_request_stop").with("GRACE", GRACE).start_ready();
-        let start = Instant::now();
-        process.release();
-        process.wait().assert_code(1).assert_stderr("the grace period of 500ms has expired: ").assert_stderr("1 × blocker at ");
-        start.elapsed()
-    });
+    let mut process = Program::new("blocked_with_request_stop").with("GRACE", GRACE).start_ready();
+    let start = Instant::now();
+    process.release();
+    process.wait().assert_code(1).assert_stderr("the grace period of 500ms has expired: ").assert_stderr("1 × blocker at ");
+    assert_exits_in_time(start.elapsed());
 }
 
 /// A supervisor may request the stop in another way first, and then send SIGTERM.
@@ -1026,15 +1027,13 @@ fn settle_layer_ends_tasks_before_lambda_freezes_the_process() {
 #[cfg(unix)]
 fn unread_stderr_does_not_delay_exit() {
     for (program, code) in [("runtime_blocked", 1), ("waits", 0)] {
-        exits_within_a_second_of_the_deadline(|| {
-            let (_reader, full) = full_pipe();
-            let mut process = Program::new(program).with("GRACE", GRACE).start_with(full);
-            process.stdout_line("ready");
-            let start = Instant::now();
-            process.signal(Signal::TERM);
-            process.wait().assert_code(code);
-            start.elapsed()
-        });
+        let (_reader, full) = full_pipe();
+        let mut process = Program::new(program).with("GRACE", GRACE).start_with(full);
+        process.stdout_line("ready");
+        let start = Instant::now();
+        process.signal(Signal::TERM);
+        process.wait().assert_code(code);
+        assert_exits_in_time(start.elapsed());
     }
     let (_reader, full) = full_pipe();
     let mut process = Program::new("tokio_blocked").with("REPEAT_WINDOW", "0").start_with(full);
@@ -1057,11 +1056,9 @@ fn full_pipe() -> (UnixStream, Stdio) {
 fn held_stderr_does_not_delay_exit() {
     let start = |program| Program::new(program).with("HELD_STDERR", "1");
     for (program, code) in [("runtime_blocked", 1), ("waits", 0)] {
-        exits_within_a_second_of_the_deadline(|| {
-            let (ended, took) = stop(start(program));
-            ended.assert_code(code);
-            took
-        });
+        let (ended, took) = stop(start(program));
+        ended.assert_code(code);
+        assert_exits_in_time(took);
     }
     start("stalled_and_critical").with("GRACE", GRACE).start().wait().assert_code(2);
     let mut process = start("tokio_blocked").with("REPEAT_WINDOW", "0").start_ready();
@@ -1190,7 +1187,9 @@ fn start_and_end_are_reported_once() {
         ("traced_failure_without_observer", "draining: 1 in flight", "drained in "),
     ] {
         let output = Program::new(program).start().wait().assert_code(2).output();
-        let count = |texts: &[&str]| texts.iter().map(|text| output.matches(text).count()).sum::<usize>();
+        // If the drain takes long, a line with the oldest tasks follows, which contains a second colon.
+        let lines: Vec<_> = output.lines().filter(|line| !line.contains("in flight:")).collect();
+        let count = |texts: &[&str]| lines.iter().filter(|line| texts.iter().any(|text| line.contains(text))).count();
         assert_eq!((count(&[start]), count(&["shutdown started", "draining: "])), (1, 1), "{output}");
         assert_eq!((count(&[end]), count(&["drained"])), (1, 1), "{output}");
     }
@@ -1313,7 +1312,8 @@ struct Running {
 impl Running {
     /// Sends a line to the program, so that it continues.
     fn release(&mut self) {
-        self.stdin.write_all(b"\n").unwrap();
+        // The write fails if the program has already ended. The test then examines how it ended.
+        let _ = self.stdin.write_all(b"\n");
     }
 
     fn signal(&self, signal: Signal) {
