@@ -32,7 +32,7 @@ pub(crate) fn notify_draining(in_flight: usize, extend: Option<Duration>) -> io:
     notify::draining(in_flight, extend)
 }
 
-/// If systemd's watchdog is enabled, notifies the watchdog regularly while the executor polls this future. The future never resolves.
+/// If systemd's watchdog is enabled, notifies the watchdog regularly while a thread polls this future. The future never resolves.
 pub(crate) async fn keep_watchdog_alive<T>() -> T {
     notify::keep_watchdog_alive().await.unwrap_or_else(|error| log_failure(&error));
     std::future::pending().await
@@ -72,7 +72,8 @@ mod notify {
     }
 
     /// A separate thread measures the time, so this future needs no timer of a runtime. The future itself sends the notifications. If the
-    /// executor is blocked, it does not poll the future, and the watchdog detects this.
+    /// thread that polls the future is blocked, the notifications stop, and the watchdog detects this. With `block_on` of a runtime with
+    /// worker threads, that thread is not a worker thread.
     pub(super) async fn keep_watchdog_alive() -> io::Result<()> {
         let Some(interval) = sd_notify::watchdog_enabled() else { return Ok(()) };
         let due = Arc::new(Event::new());

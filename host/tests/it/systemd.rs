@@ -1,8 +1,10 @@
 //! Reads the notifications that a host sends to systemd from a real socket. A test starts its own binary a second time as the service.
 
-use background_tasks::{Registry, SmolSpawner};
+use background_tasks::{Registry, SmolSpawner, TokioSpawner};
 use background_tasks_host::{Host, notify_ready};
+use std::future::pending;
 use std::io::{Read, Write};
+use std::os::unix::net::UnixDatagram;
 use std::process::{ChildStdin, Command, Stdio};
 use std::time::Duration;
 use std::{env, process, thread};
@@ -39,6 +41,25 @@ fn service() {
     assert_eq!(code, process::ExitCode::SUCCESS);
 }
 
+/// Runs a service whose host is a task of a runtime with one worker thread. After the request to stop, a task blocks this thread.
+#[test]
+#[ignore = "the service of another test"]
+fn service_on_a_worker_thread() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+    let registry = Registry::new(TokioSpawner);
+    let host = Host::new(&registry).grace(Duration::from_secs(3600));
+    let run = host.run(async move {
+        let signal = registry.signal();
+        registry.run(async move {
+            signal.await;
+            UnixDatagram::unbound().unwrap().send_to(b"BLOCKED=1", env::var_os("NOTIFY_SOCKET").unwrap()).unwrap();
+            thread::sleep(PATIENCE);
+        });
+        pending::<()>().await;
+    });
+    let _ = runtime.block_on(runtime.spawn(run));
+}
+
 struct Service {
     process: Process,
     stdin: ChildStdin,
@@ -47,10 +68,15 @@ struct Service {
 
 impl Service {
     fn start(grace: u64, variables: &[(&str, &str)]) -> Self {
+        Self::start_test("systemd::service", grace, variables)
+    }
+
+    /// Starts this test of the binary as the service.
+    fn start_test(test: &str, grace: u64, variables: &[(&str, &str)]) -> Self {
         let socket = NotifySocket::new();
         let mut command = Command::new(env::current_exe().unwrap());
         command
-            .args(["--exact", "systemd::service", "--ignored", "--nocapture"])
+            .args(["--exact", test, "--ignored", "--nocapture"])
             .env("NOTIFY_SOCKET", socket.path())
             .env("GRACE", grace.to_string())
             .envs(variables.iter().copied())
@@ -159,6 +185,18 @@ fn watchdog_notifications_come_from_the_executor() {
         watchdog_notifications += u32::from(!blocked.notification().contains("STATUS="));
     }
     assert_eq!(watchdog_notifications, 0);
+}
+
+#[test]
+fn blocked_worker_thread_ends_watchdog_notifications_of_a_spawned_host() {
+    let service = Service::start_test("systemd::service_on_a_worker_thread", 0, &[("WATCHDOG_USEC", "100000")]);
+    service.notification_with(&["WATCHDOG=1"]);
+    service.terminate();
+    service.notification_with(&["BLOCKED=1"]);
+    for _ in 0..3 {
+        let notification = service.notification();
+        assert!(notification.contains("STATUS="), "{notification}");
+    }
 }
 
 #[test]
