@@ -100,7 +100,7 @@ impl Drain {
     }
 
     fn run(mut self, delay: Duration, fail_if: impl FnOnce(&Summary) -> bool) {
-        let enforcement = self.deadline.enforce(self.state.clone(), self.hook, self.progress.output());
+        let enforcement = self.deadline.enforce(&self.phases, self.state.clone(), self.hook, self.progress.output());
         // If the terminal is closed during the drain, SIGHUP must not end the drain.
         if let Err(error) = signals::survive_sighup() {
             self.progress.log(Level::Warn, format!("failed to handle SIGHUP during the drain: {error}"));
@@ -140,6 +140,7 @@ impl Drain {
         self.report_cause();
         if !is_in_time {
             self.state.set_exit_code(TOO_LATE);
+            self.state.start_deadline_report();
             self.abort(can_abort);
         } else if self.state.is_awaited() {
             let summary = self.phases.summary();

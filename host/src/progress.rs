@@ -22,7 +22,7 @@ pub(crate) struct Progress {
     has_bar: bool,
     /// The number of tasks that had ended before the drain.
     ended_before: u64,
-    /// The number of tasks that had ended at the last call to `update`. `None` before the first call.
+    /// The number of tasks that had ended at the last call to `update`. `None` before the first call, and after a failed notification.
     ended_at_last_status: Option<u64>,
     last_line: Instant,
 }
@@ -83,7 +83,12 @@ impl Progress {
         if let Some(extension) = extension {
             windows_service::report_stopping(extension);
         }
-        self.check(systemd::notify_draining(in_flight, extension));
+        let notified = systemd::notify_draining(in_flight, extension);
+        if notified.is_err() {
+            // The next notification must request the time again.
+            self.ended_at_last_status = None;
+        }
+        self.check(notified);
         if self.has_bar {
             let oldest = oldest(in_flight);
             self.output.run(move || bar::update(ended, in_flight, oldest));

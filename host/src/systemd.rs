@@ -49,46 +49,64 @@ pub(crate) fn log_failure(error: &io::Error) {
 #[cfg(all(feature = "systemd", target_os = "linux"))]
 mod notify {
     use event_listener::Event;
-    use sd_notify::NotifyState::{ExtendTimeoutUsec, Ready, Status, Stopping, Watchdog};
-    use sd_notify::notify;
-    use std::io;
+    use std::os::unix::net::UnixDatagram;
     use std::sync::Arc;
-    use std::thread;
     use std::time::Duration;
+    use std::{env, io, process, thread};
 
+    /// Sends a notification. Fails with `WouldBlock` if systemd has not yet read earlier notifications, because neither the drain nor the
+    /// program may wait for systemd. The crate `sd-notify` would wait.
+    fn notify(message: &str) -> io::Result<()> {
+        let Some(path) = env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
+        let socket = UnixDatagram::unbound()?;
+        socket.set_nonblocking(true)?;
+        socket.send_to(message.as_bytes(), path).map(drop)
+    }
+
+    /// Waits while systemd does not read its socket, because systemd ends a service that does not become ready.
     pub(super) fn ready() -> io::Result<()> {
-        notify(&[Ready])
+        loop {
+            match notify("READY=1\n") {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(10)),
+                notified => return notified,
+            }
+        }
     }
 
     pub(super) fn stopping() -> io::Result<()> {
-        notify(&[Stopping])
+        notify("STOPPING=1\n")
     }
 
     pub(super) fn draining(in_flight: usize, extend: Option<Duration>) -> io::Result<()> {
-        let status = format!("draining: {in_flight} in flight");
-        // The host requests at most about 31 seconds, so the number of microseconds always fits.
-        let extend = extend.map(|time| ExtendTimeoutUsec(time.as_micros().try_into().unwrap_or(u32::MAX)));
-        notify(&[&[Status(&status)], extend.as_slice()].concat())
+        let extend = extend.map(|time| format!("EXTEND_TIMEOUT_USEC={}\n", time.as_micros())).unwrap_or_default();
+        notify(&format!("STATUS=draining: {in_flight} in flight\n{extend}"))
+    }
+
+    /// Returns the time within which systemd expects a notification of its watchdog. Returns `None` if systemd does not watch this process.
+    fn watchdog_timeout() -> Option<Duration> {
+        let pid = env::var("WATCHDOG_PID").ok();
+        let timeout = env::var("WATCHDOG_USEC").ok().filter(|_| pid.is_none_or(|pid| pid == process::id().to_string()))?;
+        timeout.parse().map(Duration::from_micros).ok()
     }
 
     /// A separate thread measures the time, so this future needs no timer of a runtime. The future itself sends the notifications. If the
     /// thread that polls the future is blocked, the notifications stop, and the watchdog detects this. With `block_on` of a runtime with
     /// worker threads, that thread is not a worker thread.
     pub(super) async fn keep_watchdog_alive() -> io::Result<()> {
-        let Some(interval) = sd_notify::watchdog_enabled() else { return Ok(()) };
+        let Some(timeout) = watchdog_timeout() else { return Ok(()) };
         let due = Arc::new(Event::new());
         let clock = Arc::downgrade(&due);
         let tick = move || {
             while let Some(due) = clock.upgrade() {
                 due.notify(1);
                 drop(due);
-                thread::sleep(interval / 2);
+                thread::sleep(timeout / 2);
             }
         };
         thread::Builder::new().name("watchdog".into()).spawn(tick)?;
         loop {
             let listener = due.listen();
-            notify(&[Watchdog]).unwrap_or_else(|error| super::log_failure(&error));
+            notify("WATCHDOG=1\n").unwrap_or_else(|error| super::log_failure(&error));
             listener.await;
         }
     }

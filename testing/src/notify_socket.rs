@@ -1,6 +1,7 @@
 //! Receives the notifications that a service sends to systemd.
 
 use crate::PATIENCE;
+use std::io::ErrorKind;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use tempfile::TempDir;
@@ -43,6 +44,18 @@ impl NotifySocket {
                 return message;
             }
         }
+    }
+
+    /// Fills the queue of the socket. Until the test receives notifications, the service can then send none.
+    pub fn fill(&self) {
+        let send = || {
+            // A socket limits the datagrams that it has sent, so each datagram has its own socket.
+            let socket = UnixDatagram::unbound()?;
+            socket.set_nonblocking(true)?;
+            socket.send_to(b"FILLED=1", self.path())
+        };
+        let error = std::iter::repeat_with(send).find_map(Result::err).unwrap();
+        assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}");
     }
 
     /// Removes the socket. The service can then send no more notifications.

@@ -199,6 +199,20 @@ fn blocked_worker_thread_ends_watchdog_notifications_of_a_spawned_host() {
     }
 }
 
+/// If systemd does not read its socket, the drain takes place as usual.
+#[test]
+fn full_socket_does_not_delay_the_drain() {
+    let mut service = Service::start(5, &[]);
+    service.notification_with(&["READY=1"]);
+    service.socket.fill();
+    service.terminate();
+    for _ in 0..4 {
+        service.end_one();
+    }
+    let output = service.wait();
+    assert!(output.contains("drained in "), "{output}");
+}
+
 #[test]
 fn missing_socket_is_reported_once() {
     let mut service = Service::start(1, &[]);

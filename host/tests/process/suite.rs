@@ -44,6 +44,7 @@ macro_rules! unix_tests {
 
 const TESTS: &[(&str, fn())] = tests! {
     blocked_executor_does_not_delay_exit
+    blocked_drain_is_reported_at_the_exit
     second_signal_exits_with_blocked_executor
     second_signal_exits_with_stdout_locked
     program_error_exits_after_drain
@@ -214,6 +215,15 @@ fn blocked_executor_does_not_delay_exit() {
             took
         });
     }
+}
+
+fn blocked_drain_is_reported_at_the_exit() {
+    let (ended, _) = stop(Program::new("drain_blocked"));
+    ended
+        .assert_code(1)
+        .assert_stderr("gave up after ")
+        .assert_stderr(" because the drain is blocked")
+        .assert_stderr("1 × task for ");
 }
 
 fn second_signal_exits_with_blocked_executor() {
