@@ -12,8 +12,8 @@ use std::time::Duration;
 /// requests.
 ///
 /// A systemd unit of `Type=notify` waits for this call (feature `systemd`). A Win32 service also waits for the call if you have called
-/// `Host::running_when_ready` (feature `windows-service`). In other cases, for example if no service manager has started the process, the
-/// call has no effect. If a notification to systemd fails, this function logs the error on stderr or as a tracing event. Only the first
+/// `Host::running_when_ready` (feature `windows-service`). In other cases, for example if no service manager has started the process or
+/// if shutdown has started, the call has no effect. If a notification to systemd fails, this function logs the error on stderr or as a tracing event. Only the first
 /// failure in a process is logged.
 #[cfg(any(feature = "systemd", feature = "windows-service"))]
 pub fn notify_ready() {
@@ -22,7 +22,12 @@ pub fn notify_ready() {
     notify::ready().unwrap_or_else(|error| log_failure(&error));
 }
 
-/// Notifies systemd that shutdown has started.
+/// Records that a host starts its program, which can become ready.
+pub(crate) fn start_host() {
+    notify::start_host();
+}
+
+/// Notifies systemd that shutdown has started. From now on, [`notify_ready`] has no effect until another host starts its program.
 pub(crate) fn notify_stopping() -> io::Result<()> {
     notify::stopping()
 }
@@ -48,9 +53,10 @@ pub(crate) fn log_failure(error: &io::Error) {
 
 #[cfg(all(feature = "systemd", target_os = "linux"))]
 mod notify {
+    use crate::sync::lock;
     use event_listener::Event;
     use std::os::unix::net::UnixDatagram;
-    use std::sync::Arc;
+    use std::sync::{Arc, Mutex};
     use std::time::Duration;
     use std::{env, io, process, thread};
 
@@ -63,17 +69,32 @@ mod notify {
         socket.send_to(message.as_bytes(), path).map(drop)
     }
 
+    /// Whether a host has notified systemd that the service stops. `READY=1` must not follow. The lock prevents this, because it is held
+    /// during both notifications.
+    static IS_STOPPING: Mutex<bool> = Mutex::new(false);
+
+    pub(super) fn start_host() {
+        *lock(&IS_STOPPING) = false;
+    }
+
     /// Waits while systemd does not read its socket, because systemd ends a service that does not become ready.
     pub(super) fn ready() -> io::Result<()> {
         loop {
+            let is_stopping = lock(&IS_STOPPING);
+            if *is_stopping {
+                return Ok(());
+            }
             match notify("READY=1\n") {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(10)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => drop(is_stopping),
                 notified => return notified,
             }
+            thread::sleep(Duration::from_millis(10));
         }
     }
 
     pub(super) fn stopping() -> io::Result<()> {
+        let mut is_stopping = lock(&IS_STOPPING);
+        *is_stopping = true;
         notify("STOPPING=1\n")
     }
 
@@ -118,6 +139,8 @@ mod notify {
     use std::future;
     use std::io;
     use std::time::Duration;
+
+    pub(super) fn start_host() {}
 
     #[cfg(feature = "systemd")]
     pub(super) fn ready() -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! Receives the notifications that a service sends to systemd.
 
 use crate::PATIENCE;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use tempfile::TempDir;
@@ -30,9 +30,13 @@ impl NotifySocket {
     /// Waits for the next notification and returns it.
     #[track_caller]
     pub fn receive(&self) -> String {
+        self.try_receive().expect("the service sends no notification")
+    }
+
+    fn try_receive(&self) -> io::Result<String> {
         let mut message = [0; 1024];
-        let len = self.socket.recv(&mut message).expect("the service sends no notification");
-        String::from_utf8(message[..len].to_vec()).unwrap()
+        let len = self.socket.recv(&mut message)?;
+        Ok(String::from_utf8(message[..len].to_vec()).unwrap())
     }
 
     /// Waits for a notification that contains all strings in `parts`.
@@ -44,6 +48,14 @@ impl NotifySocket {
                 return message;
             }
         }
+    }
+
+    /// Returns the notifications that have arrived.
+    pub fn receive_all(&self) -> Vec<String> {
+        self.socket.set_nonblocking(true).unwrap();
+        let notifications = std::iter::from_fn(|| self.try_receive().ok()).collect();
+        self.socket.set_nonblocking(false).unwrap();
+        notifications
     }
 
     /// Fills the queue of the socket. Until the test receives notifications, the service can then send none.

@@ -33,6 +33,7 @@ fn service() {
     let code = smol::block_on(Host::new(&registry).grace(grace).run(async move {
         notify_ready();
         signal.await;
+        notify_ready();
         if env::var_os("BLOCK").is_some() {
             thread::sleep(PATIENCE);
         }
@@ -111,6 +112,13 @@ impl Service {
     fn wait(self) -> String {
         self.process.wait().assert_code(0).output()
     }
+
+    /// Waits until the process has ended. Returns the notifications that the test has not yet received.
+    #[track_caller]
+    fn remaining_notifications(self) -> Vec<String> {
+        self.process.wait().assert_code(0);
+        self.socket.receive_all()
+    }
 }
 
 /// Returns the time by which a notification extends the timeout, in microseconds.
@@ -135,6 +143,20 @@ fn host_notifies_systemd_of_each_step() {
         service.end_one();
     }
     service.wait();
+}
+
+/// The program calls `notify_ready` again after shutdown has started.
+#[test]
+fn program_is_not_ready_after_shutdown_has_started() {
+    let mut service = Service::start(20, &[]);
+    service.notification_with(&["READY=1"]);
+    service.terminate();
+    for _ in 0..4 {
+        service.end_one();
+    }
+    let notifications = service.remaining_notifications();
+    assert_eq!(notifications[0], "STOPPING=1\n");
+    assert!(!notifications.contains(&"READY=1\n".into()), "{notifications:?}");
 }
 
 #[test]
