@@ -106,7 +106,7 @@ impl Drain {
             self.progress.log(Level::Warn, format!("failed to handle SIGHUP during the drain: {error}"));
         }
         self.state.set_output(self.progress.output().clone());
-        self.progress.notify_stopping(&self.deadline);
+        self.progress.notify_stopping(&self.deadline, self.stops_service());
         self.wait_before_drain(delay);
         if !self.state.is_awaited() {
             return;
@@ -163,6 +163,13 @@ impl Drain {
         } else {
             enforcement.missed_deadline();
         }
+    }
+
+    /// Returns whether the service stops. If only the program has ended, `main` may run another program, and systemd must not limit the
+    /// time of `main`.
+    fn stops_service(&self) -> bool {
+        let has_program_ended = self.state.has_program_ended();
+        !has_program_ended || self.phases.signals().chain([self.stop_requested.clone()]).any(|signal| signal.is_triggered())
     }
 
     /// After a request to stop, waits for the delay, while the program continues. The wait ends early if a registry is shut down or the

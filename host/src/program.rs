@@ -223,6 +223,11 @@ impl HostState {
         self.program_ended.wait().await;
     }
 
+    /// Returns whether the program has ended or `run` was dropped.
+    pub(crate) fn has_program_ended(&self) -> bool {
+        self.program_ended.is_set()
+    }
+
     /// Makes [`run_program`](Self::run_program) drop the program at the program's next await point.
     pub(crate) fn abort_program(&self) {
         self.program_aborted.set();

@@ -67,9 +67,11 @@ impl Progress {
         }
     }
 
-    /// Notifies systemd or Windows that shutdown has started.
-    pub(crate) fn notify_stopping(&self, deadline: &Deadline) {
-        self.check(systemd::notify_stopping());
+    /// Notifies systemd that the service stops, if `stops_service` is true, or Windows that shutdown has started.
+    pub(crate) fn notify_stopping(&self, deadline: &Deadline, stops_service: bool) {
+        if stops_service {
+            self.check(systemd::notify_stopping());
+        }
         windows_service::report_stopping(extension(deadline));
     }
 

@@ -27,7 +27,7 @@ pub(crate) fn start_host() {
     notify::start_host();
 }
 
-/// Notifies systemd that shutdown has started. From now on, [`notify_ready`] has no effect until another host starts its program.
+/// Notifies systemd that the service stops. From now on, [`notify_ready`] has no effect until another host starts its program.
 pub(crate) fn notify_stopping() -> io::Result<()> {
     notify::stopping()
 }

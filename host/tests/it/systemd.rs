@@ -1,7 +1,7 @@
 //! Reads the notifications that a host sends to systemd from a real socket. A test starts its own binary a second time as the service.
 
 use background_tasks::{Registry, SmolSpawner, TokioSpawner};
-use background_tasks_host::{Host, notify_ready};
+use background_tasks_host::{Host, notify_ready, request_stop};
 use std::future::pending;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixDatagram;
@@ -59,6 +59,28 @@ fn service_on_a_worker_thread() {
         pending::<()>().await;
     });
     let _ = runtime.block_on(runtime.spawn(run));
+}
+
+/// Runs three hosts one after the other. The first program ends, the second loses a critical task, and the third is asked to stop. After
+/// each host, `main` sends a notification itself.
+#[test]
+#[ignore = "the service of another test"]
+fn service_with_several_hosts() {
+    let socket = UnixDatagram::unbound().unwrap();
+    for end in ["returns", "loses", "is asked"] {
+        let registry = Registry::new(SmolSpawner);
+        smol::block_on(Host::new(&registry).run(async {
+            notify_ready();
+            match end {
+                "returns" => return,
+                "loses" => registry.critical().run(async { Err::<(), _>("broken") }),
+                _ => request_stop(),
+            }
+            registry.signal().await;
+        }));
+        let notification = format!("STATUS=a program {end}");
+        socket.send_to(notification.as_bytes(), env::var_os("NOTIFY_SOCKET").unwrap()).unwrap();
+    }
 }
 
 struct Service {
@@ -157,6 +179,18 @@ fn program_is_not_ready_after_shutdown_has_started() {
     let notifications = service.remaining_notifications();
     assert_eq!(notifications[0], "STOPPING=1\n");
     assert!(!notifications.contains(&"READY=1\n".into()), "{notifications:?}");
+}
+
+/// After a program that ends by itself, `main` can run another program, and systemd must not stop the service.
+#[test]
+fn host_whose_program_ends_does_not_notify_systemd_of_a_stop() {
+    let service = Service::start_test("systemd::service_with_several_hosts", 0, &[]);
+    let mut notifications = service.remaining_notifications();
+    notifications.retain(|notification| !notification.starts_with("STATUS=draining: "));
+    let [ready, stopping] = ["READY=1\n", "STOPPING=1\n"];
+    let expected = [ready, "STATUS=a program returns"].into_iter();
+    let expected = expected.chain([ready, stopping, "STATUS=a program loses", ready, stopping, "STATUS=a program is asked"]);
+    assert_eq!(notifications, expected.collect::<Vec<_>>());
 }
 
 #[test]
