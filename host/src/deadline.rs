@@ -88,11 +88,11 @@ impl Deadline {
     /// Makes the process exit soon after the deadline, even if the drain, the executor or `main` is blocked.
     ///
     /// If the registries drain in time, also limits how long `main` may take to return, unless another host has not ended yet.
-    pub(crate) fn enforce(&self, state: Arc<HostState>, hook: HookKey, output: &OutputThread) -> Enforcement {
+    pub(crate) fn enforce(&self, phases: &Phases, state: Arc<HostState>, hook: HookKey, output: &OutputThread) -> Enforcement {
         let (drained, drained_in_time) = channel();
         // If the grace period has expired before `run`, the tasks need the margin from now on.
         let last_moment = with_margin(self.at.map(|at| at.max(Instant::now())));
-        let limits = self.limits;
+        let (deadline, limits, phases) = (*self, self.limits, phases.clone());
         let enforce = move || {
             let drained = match last_moment {
                 Some(last_moment) => drained_in_time.recv_timeout(last_moment.saturating_duration_since(Instant::now())),
@@ -109,10 +109,17 @@ impl Deadline {
             if is_in_time || !state.is_finished() {
                 state.set_exit_code(TOO_LATE);
             }
+            // If the drain has panicked, the panic hook has reported that.
+            let is_blocked = drained == Err(RecvTimeoutError::Timeout) && !state.is_deadline_reported();
             if state.is_awaited() {
-                exit_within(LAST_LINES_TIMEOUT, state.finish(), move || {
+                // `run` does not return here, because `main` could then end the process before the line below is written.
+                exit_within(LAST_LINES_TIMEOUT, state.exit_code(), move || {
                     if is_in_time {
                         log(Level::Error, MAIN_IS_LATE);
+                    } else if is_blocked {
+                        let elapsed = deadline.elapsed().as_secs_f64();
+                        let in_flight = describe_in_flight(phases.in_flight(), &phases.oldest());
+                        log(Level::Error, format_args!("gave up after {elapsed:.2} s, {DRAIN_IS_BLOCKED}: {in_flight}"));
                     }
                 });
             }
@@ -126,6 +133,8 @@ impl Deadline {
 
 const MAIN_IS_LATE: &str = "`main` has not returned in time after the drain, exiting: \
     its clean-up, or blocking work that the runtime's destructor waits for, is still running";
+
+const DRAIN_IS_BLOCKED: &str = "because the drain is blocked by an observer, a waker, or the function of `fail_if`";
 
 impl Limits {
     /// Waits until the time in which `main` must return has expired, or until the hook is removed. Call this method immediately after the

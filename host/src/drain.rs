@@ -100,13 +100,13 @@ impl Drain {
     }
 
     fn run(mut self, delay: Duration, fail_if: impl FnOnce(&Summary) -> bool) {
-        let enforcement = self.deadline.enforce(self.state.clone(), self.hook, self.progress.output());
+        let enforcement = self.deadline.enforce(&self.phases, self.state.clone(), self.hook, self.progress.output());
         // If the terminal is closed during the drain, SIGHUP must not end the drain.
         if let Err(error) = signals::survive_sighup() {
             self.progress.log(Level::Warn, format!("failed to handle SIGHUP during the drain: {error}"));
         }
         self.state.set_output(self.progress.output().clone());
-        self.progress.notify_stopping(&self.deadline);
+        self.progress.notify_stopping(&self.deadline, self.stops_service());
         self.wait_before_drain(delay);
         if !self.state.is_awaited() {
             return;
@@ -140,6 +140,7 @@ impl Drain {
         self.report_cause();
         if !is_in_time {
             self.state.set_exit_code(TOO_LATE);
+            self.state.start_deadline_report();
             self.abort(can_abort);
         } else if self.state.is_awaited() {
             let summary = self.phases.summary();
@@ -164,6 +165,13 @@ impl Drain {
         } else {
             enforcement.missed_deadline();
         }
+    }
+
+    /// Returns whether the service stops. If only the program has ended, `main` may run another program, and systemd must not limit the
+    /// time of `main`.
+    fn stops_service(&self) -> bool {
+        let has_program_ended = self.state.has_program_ended();
+        !has_program_ended || self.phases.signals().chain([self.stop_requested.clone()]).any(|signal| signal.is_triggered())
     }
 
     /// After a request to stop, waits for the delay, while the program continues. The wait ends early if a registry is shut down or the

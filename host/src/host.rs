@@ -547,6 +547,7 @@ impl Host {
         let state = Arc::new(HostState::new(self.location));
         self.second_signal_hook = deadline::exit_on_second_signal(&self.phases, self.repeat_window);
         let hook = self.second_signal_hook.key();
+        systemd::start_host();
         // This process may be a forked child of the process that created the host. The child needs its own thread for signals.
         let stop_requested = self.stop_requested.and_then(|stop| signals::install().map(|_| stop));
         let settings = drain::Settings {

@@ -32,6 +32,8 @@ pub(crate) struct HostState {
     program_ended: Flag,
     /// Set when the program must be dropped, because the grace period has expired or the program's task was aborted.
     program_aborted: Flag,
+    /// Set when the drain starts to report the stragglers.
+    deadline_reported: Flag,
     /// Set when the drain has ended.
     finished: Flag,
     /// The exit code. The first code other than 0 stays.
@@ -120,6 +122,7 @@ impl HostState {
             location,
             program_ended: Flag::default(),
             program_aborted: Flag::default(),
+            deadline_reported: Flag::default(),
             finished: Flag::default(),
             exit_code: AtomicU8::new(0),
         }
@@ -220,6 +223,11 @@ impl HostState {
         self.program_ended.wait().await;
     }
 
+    /// Returns whether the program has ended or `run` was dropped.
+    pub(crate) fn has_program_ended(&self) -> bool {
+        self.program_ended.is_set()
+    }
+
     /// Makes [`run_program`](Self::run_program) drop the program at the program's next await point.
     pub(crate) fn abort_program(&self) {
         self.program_aborted.set();
@@ -239,14 +247,22 @@ impl HostState {
         self.exit_code.load(Ordering::Relaxed)
     }
 
+    /// Records that the drain reports the stragglers, so that the thread that enforces the deadline does not report them.
+    pub(crate) fn start_deadline_report(&self) {
+        self.deadline_reported.set();
+    }
+
+    pub(crate) fn is_deadline_reported(&self) -> bool {
+        self.deadline_reported.is_set()
+    }
+
     pub(crate) fn is_finished(&self) -> bool {
         self.finished.is_set()
     }
 
-    /// Makes `Host::run` return. Returns the exit code of the process.
-    pub(crate) fn finish(&self) -> u8 {
+    /// Makes `Host::run` return.
+    pub(crate) fn finish(&self) {
         self.finished.set();
-        self.exit_code()
     }
 
     /// Waits until the drain has ended.

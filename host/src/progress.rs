@@ -22,7 +22,7 @@ pub(crate) struct Progress {
     has_bar: bool,
     /// The number of tasks that had ended before the drain.
     ended_before: u64,
-    /// The number of tasks that had ended at the last call to `update`. `None` before the first call.
+    /// The number of tasks that had ended at the last call to `update`. `None` before the first call, and after a failed notification.
     ended_at_last_status: Option<u64>,
     last_line: Instant,
 }
@@ -67,9 +67,11 @@ impl Progress {
         }
     }
 
-    /// Notifies systemd or Windows that shutdown has started.
-    pub(crate) fn notify_stopping(&self, deadline: &Deadline) {
-        self.check(systemd::notify_stopping());
+    /// Notifies systemd that the service stops, if `stops_service` is true, or Windows that shutdown has started.
+    pub(crate) fn notify_stopping(&self, deadline: &Deadline, stops_service: bool) {
+        if stops_service {
+            self.check(systemd::notify_stopping());
+        }
         windows_service::report_stopping(extension(deadline));
     }
 
@@ -83,7 +85,12 @@ impl Progress {
         if let Some(extension) = extension {
             windows_service::report_stopping(extension);
         }
-        self.check(systemd::notify_draining(in_flight, extension));
+        let notified = systemd::notify_draining(in_flight, extension);
+        if notified.is_err() {
+            // The next notification must request the time again.
+            self.ended_at_last_status = None;
+        }
+        self.check(notified);
         if self.has_bar {
             let oldest = oldest(in_flight);
             self.output.run(move || bar::update(ended, in_flight, oldest));

@@ -57,7 +57,10 @@ fn main() -> ExitCode {
     // progress bar can be shown together with log lines, because the subscriber writes its lines above the bar.
     let host = Host::new(&tasks).grace(options.grace).delay(options.delay).progress_bar(true);
     let program = run(options, tasks, prometheus, host.readiness());
-    Runtime::new().expect("the system provides threads and a poller").block_on(host.run(program))
+    let runtime = Runtime::new().expect("the system provides threads and a poller");
+    // The host is a task of the runtime, so systemd's watchdog detects if all worker threads are blocked. `block_on` alone would poll the
+    // host on this thread.
+    runtime.block_on(runtime.spawn(host.run(program))).expect("the host catches panics of the program")
 }
 
 /// Serves requests until shutdown has started and all connections have closed.

@@ -512,7 +512,7 @@ fn open_dashboard_does_not_delay_exit() {
 #[test]
 fn service_notifies_systemd() {
     let socket = testing::NotifySocket::new();
-    let service = Service::start_as(program().env("NOTIFY_SOCKET", socket.path()), &[]);
+    let service = Service::start_as(program().env("NOTIFY_SOCKET", socket.address()), &[]);
     assert_eq!(socket.receive(), "READY=1\n");
     service.process.terminate();
     socket.receive_with(&["STOPPING=1"]);

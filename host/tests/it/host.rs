@@ -8,6 +8,13 @@ use std::pin::pin;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use testing::{PATIENCE, poll_until};
 
+/// A runtime can run the host as a task.
+#[test]
+fn future_of_run_is_send() {
+    let is_send = |_: &dyn Send| ();
+    is_send(&Host::new(&Registry::new(SmolSpawner)).run(pending::<()>()));
+}
+
 /// The drain's thread drops the function of `fail_if` when it ends.
 #[test]
 fn host_dropped_while_the_first_registry_drains_leaves_later_registries_open() {

@@ -2,8 +2,8 @@
 //! a line from stdin.
 
 #[cfg(feature = "tracing")]
-use background_tasks::{Observer, TracingObserver};
-use background_tasks::{Registry, Restart, ShutdownSignal, SmolSpawner, Spawner, TokioSpawner};
+use background_tasks::TracingObserver;
+use background_tasks::{Observer, Registry, Restart, ShutdownSignal, SmolSpawner, Spawner, TokioSpawner};
 use background_tasks_host::{Host, Liveness, StderrObserver, request_stop, shutdown_signal};
 #[cfg(unix)]
 use fork::Fork;
@@ -124,6 +124,7 @@ pub(crate) fn run(program: &str) -> ExitCode {
         "run_dropped" => run_dropped(),
         "run_dropped_without_signal" => run_dropped_without_signal(),
         "idle" => block_on(host(&Registry::new(())).run(async {})),
+        "drain_blocked" => drain_blocked(),
         "rejects" => rejects(|host| host),
         "rejects_and_fails" => rejects(|host| host.fail_if(|summary| summary.rejected > 0)),
         "rejects_before_its_end" => rejects_before_its_end(|host| host),
@@ -769,6 +770,22 @@ fn waits_with_task(configure: fn(Host) -> Host) -> ExitCode {
         println!("the task ends, the registry is shutting down: {}", handle.is_shutting_down());
     });
     block_on(configure(host(&registry)).run(async {
+        ready();
+        registry.signal().await;
+    }))
+}
+
+/// An observer blocks the thread of the drain forever.
+fn drain_blocked() -> ExitCode {
+    struct Blocker;
+    impl Observer for Blocker {
+        fn shutdown_started(&self, _in_flight: usize) {
+            block_forever()
+        }
+    }
+    let registry = Registry::builder(SmolSpawner).inspect().observer(Blocker).build();
+    registry.named("task").run(pending::<()>());
+    block_on(host(&registry).run(async {
         ready();
         registry.signal().await;
     }))

@@ -102,6 +102,7 @@ const TESTS: &[(&str, fn())] = tests! {
 /// machine delays the host, such a test fails. Therefore only one of three attempts must pass.
 const DEADLINE_TESTS: &[(&str, fn())] = tests! {
     blocked_executor_does_not_delay_exit
+    blocked_drain_is_reported_at_the_exit
     second_signal_exits_with_blocked_executor
     second_signal_exits_with_stdout_locked
     reserve_gives_a_later_phase_its_time
@@ -227,6 +228,15 @@ fn blocked_executor_does_not_delay_exit() {
         println!("{program} exited {took:?} after SIGTERM");
         assert_exits_in_time(took);
     }
+}
+
+fn blocked_drain_is_reported_at_the_exit() {
+    let (ended, _) = stop(Program::new("drain_blocked"));
+    ended
+        .assert_code(1)
+        .assert_stderr("gave up after ")
+        .assert_stderr(" because the drain is blocked")
+        .assert_stderr("1 × task for ");
 }
 
 fn second_signal_exits_with_blocked_executor() {
