@@ -192,8 +192,11 @@ impl<S> HttpServer<S> {
         self
     }
 
-    /// Sets the longest time until the body of a request has arrived. The time starts when the service first waits for the body. Default:
-    /// 30 seconds.
+    /// Sets the longest time until the body of a request has arrived. The time starts when the service first reads the body. Default: 30
+    /// seconds.
+    ///
+    /// The server reads a body only as fast as the service takes it. So the time that the service needs between two frames counts too. If
+    /// the service writes large bodies to a slow disk, for example, set a longer time.
     ///
     /// When the time has expired, the service receives an error from the [`TimedBody`]. If the service then returns an error, the server
     /// answers with status 408. If the service returns a response with an error status, the server changes this status to 408. After such a
@@ -216,6 +219,8 @@ impl<S> HttpServer<S> {
     }
 
     /// Sets an upper limit for the body timeout and the write timeout during a shutdown. Default: 5 seconds.
+    ///
+    /// As with the [`body_timeout`](Self::body_timeout), the time that the service needs between two frames of a body counts too.
     ///
     /// Choose a time that is shorter than the grace period. Otherwise, a client that sends only half a body delays the drain until the
     /// grace period expires.

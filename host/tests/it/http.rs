@@ -513,6 +513,91 @@ impl Timer for ManualTimer {
     }
 }
 
+/// The service takes longer for each frame than the client, so the next frame is always ready. In the second case, only the drain timeout
+/// applies.
+#[tokio::test]
+async fn body_that_is_always_ready_is_ended() {
+    for is_draining in [false, true] {
+        let timer = ManualTimer { now: watch::Sender::new(Instant::now()) };
+        let registry = Registry::new(TokioSpawner);
+        let body_timeout = if is_draining { Duration::MAX } else { LONG };
+        let server = HttpServer::new(&registry, timer.clone()).body_timeout(body_timeout).drain_timeout(LONG);
+        let server = server.head_timeout(Duration::MAX);
+        let (ended, mut ends) = mpsc::channel(1);
+        let (requests, now) = (registry.clone(), timer.now.clone());
+        let read_slowly = service_fn(move |request: Request<TimedBody>| {
+            let (ended, requests, now) = (ended.clone(), requests.clone(), now.clone());
+            async move {
+                let mut body = request.into_body();
+                let mut last = Ok(());
+                for _ in 0..100 {
+                    last = body.frame().await.unwrap().map(drop);
+                    if last.is_err() {
+                        break;
+                    }
+                    if is_draining {
+                        requests.start_shutdown();
+                    }
+                    now.send_modify(|now| *now += LONG * 2);
+                    yield_now().await;
+                }
+                ended.try_send(last.as_ref().map_err(io::Error::kind).err()).unwrap();
+                last.map(|()| Reply::default())
+            }
+        });
+        let (closed, _closes) = mpsc::channel(1);
+        let head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000000\r\n\r\n";
+        let mut connection = Some(Endless { head, closed });
+        let accept = async || match connection.take() {
+            Some(connection) => Ok(connection),
+            None => pending().await,
+        };
+        let steps = async {
+            assert_eq!(ends.recv().await, Some(Some(io::ErrorKind::TimedOut)), "is draining: {is_draining}");
+            registry.start_shutdown();
+        };
+        soon(futures_lite::future::zip(server.serve(accept, read_slowly), steps)).await;
+    }
+}
+
+#[tokio::test]
+async fn last_frame_of_a_body_is_never_too_late() {
+    let timer = ManualTimer { now: watch::Sender::new(Instant::now()) };
+    let server = HttpServer::new(&Registry::new(TokioSpawner), timer.clone()).body_timeout(LONG).head_timeout(Duration::MAX);
+    let half_read = Arc::new(Notify::new());
+    let (read, now) = (half_read.clone(), timer.now.clone());
+    let read_slowly = service_fn(move |request: Request<TimedBody>| {
+        let (read, now) = (read.clone(), now.clone());
+        async move {
+            let mut body = request.into_body();
+            body.frame().await.unwrap()?;
+            read.notify_one();
+            // The last frame arrives during these yields.
+            for _ in 0..100 {
+                yield_now().await;
+            }
+            now.send_modify(|now| *now += LONG * 2);
+            body.frame().await.unwrap()?;
+            io::Result::Ok(Reply::default())
+        }
+    });
+    let (mut client, stream) = tokio::io::duplex(1024);
+    let mut stream = Some(TokioIo::new(stream));
+    let accept = async || match stream.take() {
+        Some(stream) => Ok(stream),
+        None => pending().await,
+    };
+    let steps = async {
+        client.write_all(HALF_BODY).await.unwrap();
+        half_read.notified().await;
+        client.write_all(b"a half").await.unwrap();
+        let mut status = [0; 12];
+        client.read_exact(&mut status).await.unwrap();
+        assert_eq!(&status, b"HTTP/1.1 200");
+    };
+    soon(or(server.serve(accept, read_slowly), steps)).await;
+}
+
 #[tokio::test]
 async fn client_that_reads_slowly_is_served() {
     let timer = ManualTimer { now: watch::Sender::new(Instant::now()) };
