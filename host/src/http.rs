@@ -71,6 +71,8 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// this can be the cause. `axum::serve` also does not limit the number of connections, so connections can use up all file descriptors of
 /// the process.
 ///
+/// axum's extractor `ConnectInfo` needs the method [`serve_connections`](Self::serve_connections).
+///
 /// # Shutdown
 ///
 /// When shutdown starts, [`serve`](Self::serve) stops accepting connections, and returns as soon as all connections have closed:
@@ -310,20 +312,70 @@ impl<S: Spawner> HttpServer<S> {
         H: Service<Request<TimedBody>, Response = Response<B>, Error: Into<BoxError>, Future: Send> + Clone + Send + 'static,
         B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     {
+        let (mut accept, mut service) = (accept, service);
+        let accept = async move || {
+            // With a shared reference, the future would be `Send` only if the service were `Sync`.
+            let service = &mut service;
+            Ok((accept().await?, service.clone()))
+        };
+        self.serve_connections(end, accept).await;
+    }
+
+    /// Accepts and serves connections as [`serve_until`](Self::serve_until) does, with a separate service for each connection.
+    ///
+    /// `accept` returns the next connection and its service. Use this method if the service must know something about its connection, such
+    /// as the address of the client. Behind a proxy, this is the address of the proxy.
+    ///
+    /// # Examples
+    ///
+    /// With axum's extractor `ConnectInfo`:
+    ///
+    /// ```no_run
+    /// use axum::{Extension, Router, extract::ConnectInfo, routing::get};
+    /// use background_tasks::{Registry, TokioSpawner};
+    /// use background_tasks_host::HttpServer;
+    /// use hyper_util::{rt::{TokioIo, TokioTimer}, service::TowerToHyperService};
+    /// use std::{io, net::SocketAddr};
+    /// use tokio::net::TcpListener;
+    /// use tower::Layer;
+    ///
+    /// async fn greet(ConnectInfo(address): ConnectInfo<SocketAddr>) -> String {
+    ///     format!("hello {address}")
+    /// }
+    ///
+    /// async fn serve(registry: Registry<TokioSpawner>) -> io::Result<()> {
+    ///     let app = Router::new().route("/", get(greet));
+    ///     let listener = TcpListener::bind("0.0.0.0:3000").await?;
+    ///     let server = HttpServer::new(&registry, TokioTimer::new()).host_name("signups.example.com");
+    ///     let accept = async move || {
+    ///         let (stream, address) = listener.accept().await?;
+    ///         let app = Extension(ConnectInfo(address)).layer(app.clone());
+    ///         Ok((TokioIo::new(stream), TowerToHyperService::new(app)))
+    ///     };
+    ///     server.serve_connections(registry.signal(), accept).await;
+    ///     Ok(())
+    /// }
+    /// ```
+    pub async fn serve_connections<I, H, B>(&self, end: impl Future<Output = ()>, accept: impl AsyncFnMut() -> io::Result<(I, H)>)
+    where
+        I: Read + Write + Unpin + Send + 'static,
+        H: Service<Request<TimedBody>, Response = Response<B>, Error: Into<BoxError>, Future: Send> + Send + 'static,
+        B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    {
         let settings = Arc::new(self.settings.clone());
         // This registry counts and limits the open connections. Its signal makes them close.
         let connections = Registry::builder(()).max_in_flight(self.max_connections).build();
         let (signal, closed) = (connections.signal(), Arc::new(Event::new()));
         let accept_connections = async {
             // `accept` moves into this block, so that it is dropped, and its listener closes, before the connections drain.
-            let (mut accept, service) = (accept, service);
+            let mut accept = accept;
             let mut is_failing = false;
             loop {
                 let permit = Permit::acquire(&connections, &closed).await;
                 match accept().await {
-                    Ok(io) => {
+                    Ok((io, service)) => {
                         is_failing = false;
-                        let connection = settings.clone().connection(io, service.clone(), permit, signal.clone());
+                        let connection = settings.clone().connection(io, service, permit, signal.clone());
                         self.registry.named("connection").location(self.location).without_permit().run(connection);
                         // Under load, the next connection is always ready, and the loop would never return `Pending`. The yield lets `end`
                         // and other tasks run.

@@ -803,6 +803,40 @@ async fn axum_and_the_layer_of_requests_are_served() {
     assert_eq!(soon(registry.shutdown()).await.completed, 3);
 }
 
+#[cfg(feature = "tower")]
+#[tokio::test]
+async fn service_of_a_connection_knows_the_address_of_its_client() {
+    use axum::Extension;
+    use axum::extract::ConnectInfo;
+    use axum::routing::get;
+    use hyper_util::service::TowerToHyperService;
+    use tower_layer::Layer;
+
+    let registry = Registry::new(TokioSpawner);
+    let address = async |ConnectInfo(address): ConnectInfo<SocketAddr>| [("client", address.to_string())];
+    let app = axum::Router::new().route("/", get(address));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let accept = async move || {
+        let (stream, address) = listener.accept().await?;
+        let app = Extension(ConnectInfo(address)).layer(app.clone());
+        Ok((TokioIo::new(stream), TowerToHyperService::new(app)))
+    };
+    let server = HttpServer::new(&registry, TokioTimer::new());
+    let signal = registry.signal();
+    let serve = tokio::spawn(async move { server.serve_connections(signal, accept).await });
+    let mut clients = [Client::connect(address).await, Client::connect(address).await];
+    for _ in 0..2 {
+        for client in &mut clients {
+            client.send(GET).await;
+            let (_, head) = client.receive().await;
+            assert!(head.contains(&format!("client: {}\r\n", client.0.local_addr().unwrap())), "{head}");
+        }
+    }
+    registry.start_shutdown();
+    soon(serve).await.unwrap();
+}
+
 #[test]
 fn server_on_smol_answers_and_closes_at_the_shutdown() {
     smol::block_on(or(
