@@ -86,7 +86,8 @@ type BoxError = Box<dyn Error + Send + Sync>;
 ///
 /// Each connection is a task of the registry with the name `connection`. So the drain waits for connections, and reports of stragglers list
 /// the open connections. The task takes [no permit](Registry::without_permit). If the service panics, its connection closes, and the
-/// registry counts a panicked task. If each request must have its own outcome, add a `RequestLayer` (feature `tower`).
+/// registry counts a panicked task. If the service or a response body returns an error, its connection closes, and the server logs a
+/// warning. If each request must have its own outcome, add a `RequestLayer` (feature `tower`).
 ///
 /// The task of a connection ends when the connection is upgraded (to a WebSocket). But the server still waits for the connection until the
 /// service drops it. The service must end upgraded connections and streams of events when the registry's [`signal`](Registry::signal) is
@@ -416,44 +417,56 @@ impl Settings {
             move |timeout| TimeLimit::new(settings.timer.clone(), timeout, settings.drain_timeout, signal.clone())
         };
         let io = TimedIo::new(io, limit(self.write_timeout), permit);
-        let has_request = Arc::new(AtomicBool::new(false));
-        let (requested, settings, stopping) = (has_request.clone(), self.clone(), signal.clone());
+        let [has_request, body_failed] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
+        let (requested, failed, settings, stopping) = (has_request.clone(), body_failed.clone(), self.clone(), signal.clone());
         let service = service_fn(move |request: Request<Incoming>| {
             requested.store(true, Ordering::Relaxed);
             let timed_out = Arc::new(AtomicBool::new(false));
             let called = check_host(&request, &settings.host_names).map(|()| {
-                let body = |body| TimedBody::new(body, limit(settings.body_timeout), timed_out.clone());
+                let body = |body| TimedBody::new(body, limit(settings.body_timeout), timed_out.clone(), failed.clone());
                 service.call(request.map(body))
             });
             answer(called, timed_out, stopping.clone())
         });
         let connection = self.http.serve_connection(io, service).with_upgrades();
-        async move {
+        let closed = async move {
             let mut connection = pin!(connection);
-            // If the client disconnects, the connection's future returns an error. This code ignores the error, because the task has not
-            // failed.
-            if signal.run_until_shutdown(connection.as_mut()).await.is_some() {
-                return;
+            if let Some(closed) = signal.run_until_shutdown(connection.as_mut()).await {
+                return closed;
             }
             // The server has stopped. It still answers a request that has already arrived, and a first request that arrives within
             // `late_head_timeout`.
             let is_new = !has_request.load(Ordering::Relaxed);
             let timeout = if is_new { self.late_head_timeout } else { LAST_READ };
             let closed_or_first_request = poll_fn(|cx| match connection.as_mut().poll(cx) {
-                Poll::Ready(_) => Poll::Ready(true),
-                Poll::Pending if is_new && has_request.load(Ordering::Relaxed) => Poll::Ready(false),
+                Poll::Ready(closed) => Poll::Ready(Some(closed)),
+                Poll::Pending if is_new && has_request.load(Ordering::Relaxed) => Poll::Ready(None),
                 Poll::Pending => Poll::Pending,
             });
             let timed_out = async {
                 self.timer.sleep(timeout).await;
-                false
+                None
             };
-            let has_closed = or(closed_or_first_request, timed_out).await;
+            if let Some(closed) = or(closed_or_first_request, timed_out).await {
+                return closed;
+            }
             // With an incomplete first request head, hyper would wait for the rest. So a connection that has had no request is dropped and
             // not shut down gracefully.
-            if !has_closed && has_request.load(Ordering::Relaxed) {
+            if has_request.load(Ordering::Relaxed) {
                 connection.as_mut().graceful_shutdown();
-                let _ = connection.await;
+                return connection.await;
+            }
+            Ok(())
+        };
+        async move {
+            // Only errors of the service and of its response body are logged. All other errors come from the client, for example because it
+            // has disconnected. A service may also return the error of a request body, which comes from the client too.
+            let failed = closed.await.err().filter(|error| error.is_user() && !body_failed.load(Ordering::Relaxed));
+            if let Some(error) = failed {
+                match error.source() {
+                    Some(cause) => log(Level::Warn, format_args!("failed to answer a request: {error}: {cause}")),
+                    None => log(Level::Warn, format_args!("failed to answer a request: {error}")),
+                }
             }
         }
     }

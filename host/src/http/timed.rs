@@ -71,12 +71,13 @@ pub struct TimedBody {
     body: Incoming,
     limit: TimeLimit,
     timed_out: Arc<AtomicBool>,
+    has_failed: Arc<AtomicBool>,
 }
 
 impl TimedBody {
-    /// Returns a body that sets the flag `timed_out` when the time has expired.
-    pub(super) fn new(body: Incoming, limit: TimeLimit, timed_out: Arc<AtomicBool>) -> Self {
-        Self { body, limit, timed_out }
+    /// Returns a body that sets the flag `timed_out` when the time has expired, and the flag `has_failed` when it returns any error.
+    pub(super) fn new(body: Incoming, limit: TimeLimit, timed_out: Arc<AtomicBool>, has_failed: Arc<AtomicBool>) -> Self {
+        Self { body, limit, timed_out, has_failed }
     }
 }
 
@@ -93,9 +94,16 @@ impl Body for TimedBody {
             // If the service awaits something else between two frames, the next frame is always ready. Without this check, the limit would
             // then never apply. A body that has arrived completely needs no timer.
             Poll::Ready(Some(Ok(frame))) if !frame.is_trailers() && !this.body.is_end_stream() && this.limit.is_expired() => {}
-            Poll::Ready(frame) => return Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other))),
+            Poll::Ready(frame) => {
+                let failed = |error| {
+                    this.has_failed.store(true, Ordering::Relaxed);
+                    io::Error::other(error)
+                };
+                return Poll::Ready(frame.map(|frame| frame.map_err(failed)));
+            }
             Poll::Pending => ready!(this.limit.poll_expired(cx)),
         }
+        this.has_failed.store(true, Ordering::Relaxed);
         this.timed_out.store(true, Ordering::Relaxed);
         let error = io::Error::new(io::ErrorKind::TimedOut, "the body of the request did not arrive in time");
         Poll::Ready(Some(Err(error)))

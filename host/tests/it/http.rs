@@ -719,13 +719,100 @@ async fn upgraded_connection_counts_until_it_closes() {
 
 #[cfg(feature = "tracing")]
 #[tokio::test]
-async fn failures_to_accept_are_reported_once_and_retried() {
-    use std::sync::Mutex;
+async fn errors_of_the_service_and_of_its_bodies_are_reported() {
+    use futures_lite::stream;
+    use http_body_util::StreamBody;
+    use http_body_util::combinators::BoxBody;
+
+    /// Sends a request to a server whose service selects the response by the path. Returns the lines that the server has logged when it has
+    /// closed the connection. If the client disconnects, it does so as soon as the service has called `reached`.
+    async fn lines_after(request: String, disconnects: bool) -> Vec<String> {
+        let lines = lines::Lines::default();
+        let _default = tracing::subscriber::set_default(lines.clone());
+        let registry = Registry::new(TokioSpawner);
+        let reached = Arc::new(Notify::new());
+        let service = {
+            let (reached, registry) = (reached.clone(), registry.clone());
+            service_fn(move |request: Request<TimedBody>| {
+                let (reached, registry) = (reached.clone(), registry.clone());
+                async move {
+                    let fails = || io::Error::new(io::ErrorKind::TimedOut, "expected");
+                    let response = Response::builder();
+                    let response: Response<BoxBody<Bytes, io::Error>> = match request.uri().path() {
+                        "/error" => return Err(fails()),
+                        "/drain" => {
+                            registry.start_shutdown();
+                            yield_now().await;
+                            return Err(fails());
+                        }
+                        "/late" => {
+                            registry.start_shutdown();
+                            tokio::time::sleep(SHORT).await;
+                            return Err(fails());
+                        }
+                        "/body" => response.body(BodyExt::boxed(StreamBody::new(stream::iter([Err(fails())])))).unwrap(),
+                        "/read" => {
+                            reached.notify_one();
+                            let bytes = request.into_body().collect().await?.to_bytes();
+                            response.body(Full::new(bytes).map_err(|never| match never {}).boxed()).unwrap()
+                        }
+                        "/forward" => {
+                            reached.notify_one();
+                            response.body(request.into_body().boxed()).unwrap()
+                        }
+                        _ => {
+                            reached.notify_one();
+                            pending().await
+                        }
+                    };
+                    Ok(response)
+                }
+            })
+        };
+        let server = HttpServer::new(&registry, TokioTimer::new()).head_timeout(LONG).body_timeout(SHORT);
+        let (mut client, stream) = tokio::io::duplex(1024);
+        let mut stream = Some(TokioIo::new(stream));
+        let accept = async || match stream.take() {
+            Some(stream) => Ok(stream),
+            None => pending().await,
+        };
+        let steps = async {
+            client.write_all(request.as_bytes()).await.unwrap();
+            if disconnects {
+                reached.notified().await;
+                drop(client);
+            } else {
+                let _ = client.read_to_end(&mut Vec::new()).await;
+            }
+            registry.wait_idle().await;
+        };
+        soon(or(server.serve(accept, service), steps)).await;
+        std::mem::take(&mut *lines.0.lock().unwrap())
+    }
+
+    let service = "failed to answer a request: error from user's Service: expected";
+    let body = "failed to answer a request: error from user's Body stream: expected";
+    for (path, line) in [("/error", service), ("/drain", service), ("/late", service), ("/body", body)] {
+        assert_eq!(lines_after(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"), false).await, [line], "{path}");
+    }
+    let half = |path| format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nhalf");
+    let whole = "GET /wait HTTP/1.1\r\nHost: localhost\r\n\r\n".to_owned();
+    let disconnects = [(half("/read"), true), (half("/forward"), true), (whole, true)];
+    let times_out = [(half("/read"), false), (half("/forward"), false)];
+    for (request, disconnects) in disconnects.into_iter().chain(times_out) {
+        assert_eq!(lines_after(request.clone(), disconnects).await, [""; 0], "{request}, disconnects: {disconnects}");
+    }
+}
+
+/// Collects the log lines of the host.
+#[cfg(feature = "tracing")]
+mod lines {
+    use std::sync::{Arc, Mutex};
     use tracing::field::{Field, Visit};
     use tracing::{Event, Metadata, Subscriber, span};
 
     #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<String>>>);
+    pub(super) struct Lines(pub(super) Arc<Mutex<Vec<String>>>);
 
     impl Visit for Lines {
         fn record_debug(&mut self, _: &Field, value: &dyn std::fmt::Debug) {
@@ -748,8 +835,12 @@ async fn failures_to_accept_are_reported_once_and_retried() {
         fn enter(&self, _: &span::Id) {}
         fn exit(&self, _: &span::Id) {}
     }
+}
 
-    let lines = Lines::default();
+#[cfg(feature = "tracing")]
+#[tokio::test]
+async fn failures_to_accept_are_reported_once_and_retried() {
+    let lines = lines::Lines::default();
     let _default = tracing::subscriber::set_default(lines.clone());
     let registry = Registry::new(TokioSpawner);
     let server = HttpServer::new(&registry, TokioTimer::new());
