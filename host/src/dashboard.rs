@@ -14,14 +14,22 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use state::{HostSource, Source};
 use std::fmt::{self, Display};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 const HTML: &str = include_str!("dashboard/dashboard.html");
+
+/// A hash of the page. The page and each event contain this ID. After a deployment, the IDs of an open page and of an event can differ. The
+/// page then cannot read the event.
+static PAGE_ID: LazyLock<String> = LazyLock::new(|| {
+    let fnv = |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+    format!("{:08x}", HTML.bytes().fold(0x811c_9dc5, fnv))
+});
+static PAGE: LazyLock<String> = LazyLock::new(|| HTML.replacen("00000000", &PAGE_ID, 1));
 
 /// With this policy, the browser uses only the script and the style of the page, which have these hashes. After a change of the page, a
 /// test fails and prints the new hashes.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
-    script-src 'sha256-ZGfjv3x40a5aionQeYiKLq341xtuoeUvIauZLPWdLP8='; \
+    script-src 'sha256-UA3o6b+OT6O3o0Fnwjc1CHxCQdl91RBfyjZKT/TFXpI='; \
     style-src 'sha256-J0t5ZzmGqJekd2wsuqa73b0P1t19fOd6SIzJtWBwSiE='; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -46,8 +54,9 @@ const SERVING: [&str; 3] = ["program", "connection", "request"];
 /// The dashboard and each open stream of events hold a handle of the registry. Over HTTP/1.1, each open page uses one connection, and a
 /// browser opens at most six connections to one host name.
 ///
-/// The events contain JSON for the page of the same release. Do not read this JSON in other programs, because it can change in every
-/// release. Instead, use [`Registry::tasks`], [`Registry::services`] and [`Registry::summary`], whose results serialize to documented JSON.
+/// The events contain JSON for the page of the same release. After a deployment of another release, open pages reload. Do not read this
+/// JSON in other programs, because it can change in every release. Instead, use [`Registry::tasks`], [`Registry::services`] and
+/// [`Registry::summary`], whose results serialize to documented JSON.
 ///
 /// # Cost
 ///
@@ -181,7 +190,7 @@ impl Dashboard {
                 text(StatusCode::FORBIDDEN, "cross-origin request rejected: only the dashboard can abort tasks")
             }
             (Some("abort"), _) => not_allowed("POST"),
-            (_, &Method::GET) => html(DashboardBody::whole(HTML)),
+            (_, &Method::GET) => html(DashboardBody::whole(PAGE.as_str())),
             (_, &Method::HEAD) => html(DashboardBody::whole("")),
             _ => not_allowed("GET, HEAD"),
         }
@@ -218,7 +227,7 @@ fn html(body: DashboardBody) -> Response<DashboardBody> {
     let mut response = respond(StatusCode::OK, "text/html; charset=utf-8", body);
     let headers = response.headers_mut();
     // The server cannot compute this header for a HEAD request, because the response has no body.
-    headers.insert(header::CONTENT_LENGTH, HTML.len().into());
+    headers.insert(header::CONTENT_LENGTH, PAGE.len().into());
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(CONTENT_SECURITY_POLICY));
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     response

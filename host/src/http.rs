@@ -71,6 +71,8 @@ type BoxError = Box<dyn Error + Send + Sync>;
 /// this can be the cause. `axum::serve` also does not limit the number of connections, so connections can use up all file descriptors of
 /// the process.
 ///
+/// axum's extractor `ConnectInfo` needs the method [`serve_connections`](Self::serve_connections).
+///
 /// # Shutdown
 ///
 /// When shutdown starts, [`serve`](Self::serve) stops accepting connections, and returns as soon as all connections have closed:
@@ -84,7 +86,8 @@ type BoxError = Box<dyn Error + Send + Sync>;
 ///
 /// Each connection is a task of the registry with the name `connection`. So the drain waits for connections, and reports of stragglers list
 /// the open connections. The task takes [no permit](Registry::without_permit). If the service panics, its connection closes, and the
-/// registry counts a panicked task. If each request must have its own outcome, add a `RequestLayer` (feature `tower`).
+/// registry counts a panicked task. If the service or a response body returns an error, its connection closes, and the server logs a
+/// warning. If each request must have its own outcome, add a `RequestLayer` (feature `tower`).
 ///
 /// The task of a connection ends when the connection is upgraded (to a WebSocket). But the server still waits for the connection until the
 /// service drops it. The service must end upgraded connections and streams of events when the registry's [`signal`](Registry::signal) is
@@ -192,8 +195,11 @@ impl<S> HttpServer<S> {
         self
     }
 
-    /// Sets the longest time until the body of a request has arrived. The time starts when the service first waits for the body. Default:
-    /// 30 seconds.
+    /// Sets the longest time until the body of a request has arrived. The time starts when the service first reads the body. Default: 30
+    /// seconds.
+    ///
+    /// The server reads a body only as fast as the service takes it. So the time that the service needs between two frames counts too. If
+    /// the service writes large bodies to a slow disk, for example, set a longer time.
     ///
     /// When the time has expired, the service receives an error from the [`TimedBody`]. If the service then returns an error, the server
     /// answers with status 408. If the service returns a response with an error status, the server changes this status to 408. After such a
@@ -216,6 +222,8 @@ impl<S> HttpServer<S> {
     }
 
     /// Sets an upper limit for the body timeout and the write timeout during a shutdown. Default: 5 seconds.
+    ///
+    /// As with the [`body_timeout`](Self::body_timeout), the time that the service needs between two frames of a body counts too.
     ///
     /// Choose a time that is shorter than the grace period. Otherwise, a client that sends only half a body delays the drain until the
     /// grace period expires.
@@ -305,20 +313,70 @@ impl<S: Spawner> HttpServer<S> {
         H: Service<Request<TimedBody>, Response = Response<B>, Error: Into<BoxError>, Future: Send> + Clone + Send + 'static,
         B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     {
+        let (mut accept, mut service) = (accept, service);
+        let accept = async move || {
+            // With a shared reference, the future would be `Send` only if the service were `Sync`.
+            let service = &mut service;
+            Ok((accept().await?, service.clone()))
+        };
+        self.serve_connections(end, accept).await;
+    }
+
+    /// Accepts and serves connections as [`serve_until`](Self::serve_until) does, with a separate service for each connection.
+    ///
+    /// `accept` returns the next connection and its service. Use this method if the service must know something about its connection, such
+    /// as the address of the client. Behind a proxy, this is the address of the proxy.
+    ///
+    /// # Examples
+    ///
+    /// With axum's extractor `ConnectInfo`:
+    ///
+    /// ```no_run
+    /// use axum::{Extension, Router, extract::ConnectInfo, routing::get};
+    /// use background_tasks::{Registry, TokioSpawner};
+    /// use background_tasks_host::HttpServer;
+    /// use hyper_util::{rt::{TokioIo, TokioTimer}, service::TowerToHyperService};
+    /// use std::{io, net::SocketAddr};
+    /// use tokio::net::TcpListener;
+    /// use tower::Layer;
+    ///
+    /// async fn greet(ConnectInfo(address): ConnectInfo<SocketAddr>) -> String {
+    ///     format!("hello {address}")
+    /// }
+    ///
+    /// async fn serve(registry: Registry<TokioSpawner>) -> io::Result<()> {
+    ///     let app = Router::new().route("/", get(greet));
+    ///     let listener = TcpListener::bind("0.0.0.0:3000").await?;
+    ///     let server = HttpServer::new(&registry, TokioTimer::new()).host_name("signups.example.com");
+    ///     let accept = async move || {
+    ///         let (stream, address) = listener.accept().await?;
+    ///         let app = Extension(ConnectInfo(address)).layer(app.clone());
+    ///         Ok((TokioIo::new(stream), TowerToHyperService::new(app)))
+    ///     };
+    ///     server.serve_connections(registry.signal(), accept).await;
+    ///     Ok(())
+    /// }
+    /// ```
+    pub async fn serve_connections<I, H, B>(&self, end: impl Future<Output = ()>, accept: impl AsyncFnMut() -> io::Result<(I, H)>)
+    where
+        I: Read + Write + Unpin + Send + 'static,
+        H: Service<Request<TimedBody>, Response = Response<B>, Error: Into<BoxError>, Future: Send> + Send + 'static,
+        B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    {
         let settings = Arc::new(self.settings.clone());
         // This registry counts and limits the open connections. Its signal makes them close.
         let connections = Registry::builder(()).max_in_flight(self.max_connections).build();
         let (signal, closed) = (connections.signal(), Arc::new(Event::new()));
         let accept_connections = async {
             // `accept` moves into this block, so that it is dropped, and its listener closes, before the connections drain.
-            let (mut accept, service) = (accept, service);
+            let mut accept = accept;
             let mut is_failing = false;
             loop {
                 let permit = Permit::acquire(&connections, &closed).await;
                 match accept().await {
-                    Ok(io) => {
+                    Ok((io, service)) => {
                         is_failing = false;
-                        let connection = settings.clone().connection(io, service.clone(), permit, signal.clone());
+                        let connection = settings.clone().connection(io, service, permit, signal.clone());
                         self.registry.named("connection").location(self.location).without_permit().run(connection);
                         // Under load, the next connection is always ready, and the loop would never return `Pending`. The yield lets `end`
                         // and other tasks run.
@@ -359,44 +417,56 @@ impl Settings {
             move |timeout| TimeLimit::new(settings.timer.clone(), timeout, settings.drain_timeout, signal.clone())
         };
         let io = TimedIo::new(io, limit(self.write_timeout), permit);
-        let has_request = Arc::new(AtomicBool::new(false));
-        let (requested, settings, stopping) = (has_request.clone(), self.clone(), signal.clone());
+        let [has_request, body_failed] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
+        let (requested, failed, settings, stopping) = (has_request.clone(), body_failed.clone(), self.clone(), signal.clone());
         let service = service_fn(move |request: Request<Incoming>| {
             requested.store(true, Ordering::Relaxed);
             let timed_out = Arc::new(AtomicBool::new(false));
             let called = check_host(&request, &settings.host_names).map(|()| {
-                let body = |body| TimedBody::new(body, limit(settings.body_timeout), timed_out.clone());
+                let body = |body| TimedBody::new(body, limit(settings.body_timeout), timed_out.clone(), failed.clone());
                 service.call(request.map(body))
             });
             answer(called, timed_out, stopping.clone())
         });
         let connection = self.http.serve_connection(io, service).with_upgrades();
-        async move {
+        let closed = async move {
             let mut connection = pin!(connection);
-            // If the client disconnects, the connection's future returns an error. This code ignores the error, because the task has not
-            // failed.
-            if signal.run_until_shutdown(connection.as_mut()).await.is_some() {
-                return;
+            if let Some(closed) = signal.run_until_shutdown(connection.as_mut()).await {
+                return closed;
             }
             // The server has stopped. It still answers a request that has already arrived, and a first request that arrives within
             // `late_head_timeout`.
             let is_new = !has_request.load(Ordering::Relaxed);
             let timeout = if is_new { self.late_head_timeout } else { LAST_READ };
             let closed_or_first_request = poll_fn(|cx| match connection.as_mut().poll(cx) {
-                Poll::Ready(_) => Poll::Ready(true),
-                Poll::Pending if is_new && has_request.load(Ordering::Relaxed) => Poll::Ready(false),
+                Poll::Ready(closed) => Poll::Ready(Some(closed)),
+                Poll::Pending if is_new && has_request.load(Ordering::Relaxed) => Poll::Ready(None),
                 Poll::Pending => Poll::Pending,
             });
             let timed_out = async {
                 self.timer.sleep(timeout).await;
-                false
+                None
             };
-            let has_closed = or(closed_or_first_request, timed_out).await;
+            if let Some(closed) = or(closed_or_first_request, timed_out).await {
+                return closed;
+            }
             // With an incomplete first request head, hyper would wait for the rest. So a connection that has had no request is dropped and
             // not shut down gracefully.
-            if !has_closed && has_request.load(Ordering::Relaxed) {
+            if has_request.load(Ordering::Relaxed) {
                 connection.as_mut().graceful_shutdown();
-                let _ = connection.await;
+                return connection.await;
+            }
+            Ok(())
+        };
+        async move {
+            // Only errors of the service and of its response body are logged. All other errors come from the client, for example because it
+            // has disconnected. A service may also return the error of a request body, which comes from the client too.
+            let failed = closed.await.err().filter(|error| error.is_user() && !body_failed.load(Ordering::Relaxed));
+            if let Some(error) = failed {
+                match error.source() {
+                    Some(cause) => log(Level::Warn, format_args!("failed to answer a request: {error}: {cause}")),
+                    None => log(Level::Warn, format_args!("failed to answer a request: {error}")),
+                }
             }
         }
     }

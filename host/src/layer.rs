@@ -270,6 +270,8 @@ impl<B: Body> Body for RequestBody<B> {
         let this = self.project();
         let polled = this.guarded.poll_with(|body| body.poll_frame(cx)).unwrap_or(Poll::Ready(None));
         match &polled {
+            // Trailers end a body, and servers do not poll a body after its trailers.
+            Poll::Ready(Some(Ok(frame))) if frame.is_trailers() => *this.unsent = Some(0),
             Poll::Ready(Some(Ok(frame))) => {
                 let taken = frame.data_ref().map_or(0, Buf::remaining) as u64;
                 *this.unsent = this.unsent.map(|unsent| unsent.saturating_sub(taken));

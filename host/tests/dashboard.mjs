@@ -419,18 +419,25 @@ test("the oldest two hundred tasks are listed, and the others are counted", asyn
   await shows("by-name", /request\s+121/);
 });
 
-test("the page shows the counts of a registry that is not inspected", async (t) => {
-  const html = await readFile(new URL("../src/dashboard/dashboard.html", import.meta.url));
-  const summary = { completed: 1234, failed: 0, panicked: 0, abandoned: 0, aborted: 0, rejected: 2 };
-  const lists = { names: {}, tasks: [], more: 0, groups: [], more_groups: 0, services: [], more_services: 0 };
-  const state = { in_flight: 3, summary, shutting_down: false, drained: false, last: false, inspected: false, ...lists };
-  const streams = [];
+/// An event without tasks, for the page as it is in the repository.
+const STATE = {
+  page: "00000000", in_flight: 3, summary: { completed: 1234, failed: 0, panicked: 0, abandoned: 0, aborted: 0, rejected: 2 },
+  shutting_down: false, drained: false, last: false, inspected: false,
+  names: {}, tasks: [], more: 0, groups: [], more_groups: 0, services: [], more_services: 0,
+};
+
+function send_state(response, state) {
+  if (!response.headersSent) response.writeHead(200, { "content-type": "text/event-stream" });
+  response.write(`data: ${JSON.stringify(state)}\n\n`);
+  return response;
+}
+
+/// Starts a server that returns the page with the ID `page()`, and passes the requests for events to a function. Returns its URL.
+async function serve_stub(t, events, page = () => STATE.page) {
+  const html = await readFile(new URL("../src/dashboard/dashboard.html", import.meta.url), "utf8");
   const server = createServer((request, response) => {
-    if (request.url === "/") return response.setHeader("content-type", "text/html").end(html);
-    if (streams.length) return response.writeHead(503).end();
-    response.writeHead(200, { "content-type": "text/event-stream" });
-    streams.push(response);
-    response.write(`data: ${JSON.stringify(state)}\n\n`);
+    if (request.url !== "/") return events(response);
+    response.setHeader("content-type", "text/html").end(html.replace(STATE.page, page()));
   });
   server.listen(0, "127.0.0.1");
   await once(server, "listening");
@@ -438,16 +445,70 @@ test("the page shows the counts of a registry that is not inspected", async (t) 
     server.close();
     server.closeAllConnections();
   });
-  await go(`http://127.0.0.1:${server.address().port}/`);
+  return `http://127.0.0.1:${server.address().port}/`;
+}
+
+test("the page shows the counts of a registry that is not inspected", async (t) => {
+  const streams = [];
+  const url = await serve_stub(t, (response) => {
+    if (streams.length) return response.writeHead(503).end();
+    streams.push(response);
+    send_state(response, STATE);
+  });
+  await go(url);
   await shows("state", /^Running$/);
   await shows("in-flight", /^3$/);
   await shows("more", /not inspected/);
   assert.equal(await text("ended-completed"), "completed\n1,234");
   assert.deepEqual(await losses(), ["ended-rejected"]);
-  streams[0].end(`data: ${JSON.stringify({ ...state, shutting_down: true, last: true })}\n\n`);
+  send_state(streams[0], { ...STATE, shutting_down: true, last: true }).end();
   await shows("state", /^The service has exited or is exiting$/);
   await shows("last-update", /not inspected/);
   await shows("remaining", /^3$/);
+});
+
+test("a page of another release reloads, but not again and again", async (t) => {
+  let [page, release, in_flight] = ["old", "old", 1];
+  let [loads, connections] = [0, 0];
+  const streams = [];
+  const connect = (response) => {
+    connections += 1;
+    streams.push(send_state(response, { ...STATE, page: release, in_flight }));
+  };
+  const url = await serve_stub(t, connect, () => {
+    loads += 1;
+    return page;
+  });
+  const restart = () => streams.splice(0).forEach((stream) => stream.end());
+  await go(url);
+  await shows("in-flight", /^1$/);
+  assert.equal(loads, 1);
+
+  // A deployment replaces the process.
+  [page, release, in_flight] = ["new", "new", 2];
+  restart();
+  await shows("in-flight", /^2$/);
+  await shows("state", /^Running$/);
+  assert.equal(loads, 2);
+
+  // A proxy sends the next requests to the old release.
+  [release, in_flight] = ["old", 3];
+  restart();
+  await shows("state", /^Another release of the service answered, retrying$/);
+  const before = connections;
+  await until("more connections", () => connections >= before + 2);
+  assert.equal(await text("in-flight"), "2", "the page ignores the events of the other release");
+  [release, in_flight] = ["new", 4];
+  await shows("in-flight", /^4$/);
+  await shows("state", /^Running$/);
+  assert.equal(loads, 2);
+
+  // The next deployment follows more than a minute later.
+  await run("const now = performance.now.bind(performance); performance.now = () => now() + 60_000");
+  [page, release, in_flight] = ["newest", "newest", 5];
+  restart();
+  await shows("in-flight", /^5$/);
+  assert.equal(loads, 3);
 });
 
 test("both color schemes have enough contrast, and the page fits the window", async () => {

@@ -2,6 +2,7 @@
 //!
 //! Only the page of the same release reads this JSON, so its fields can change in every release.
 
+use super::PAGE_ID;
 use crate::phases::Phases;
 use crate::readiness::Readiness;
 use crate::status::HostStatus;
@@ -109,6 +110,7 @@ impl Source {
         let host = self.host.as_ref().zip(phases.as_ref()).map(|(host, phases)| HostState::new(host, phases, &in_flight));
         let shutting_down = draining || host.as_ref().is_some_and(HostState::is_shutting_down);
         let state = State {
+            page: &PAGE_ID,
             in_flight: in_flight.iter().sum(),
             summary: phases.as_ref().map_or_else(|| self.registry.summary(), Phases::summary),
             shutting_down,
@@ -137,6 +139,8 @@ impl Source {
 #[derive(Serialize)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a field of the JSON")]
 struct State {
+    /// The ID of the page that can read this JSON.
+    page: &'static str,
     /// The number of tasks in flight, including the tasks of child registries.
     in_flight: usize,
     summary: Summary,

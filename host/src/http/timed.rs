@@ -20,7 +20,7 @@ pub(super) struct TimeLimit {
     timer: SharedTimer,
     timeout: Duration,
     drain_timeout: Duration,
-    /// The signal that is triggered when the server stops. `None` after this future has resolved.
+    /// The signal that is triggered when the server stops. `None` after the limit has read that the signal is triggered.
     signal: Option<ShutdownSignal>,
     deadline: Option<Instant>,
     sleep: Option<Pin<Box<dyn Sleep>>>,
@@ -36,15 +36,28 @@ impl TimeLimit {
         self.sleep = None;
     }
 
-    /// Returns `Ready` when the time has expired. The first call starts the timer. After `stop`, the next call starts the timer from zero.
-    fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.signal.as_mut().is_some_and(|signal| Pin::new(signal).poll(cx).is_ready()) {
-            self.signal = None;
+    /// Returns the deadline. The first call starts the time. After `stop`, the next call starts the time from zero.
+    fn deadline(&mut self) -> Instant {
+        if self.signal.take_if(|signal| signal.is_triggered()).is_some() {
             self.timeout = self.timeout.min(self.drain_timeout);
             self.deadline = self.deadline.map(|deadline| deadline.min(self.timer.now() + self.timeout));
             self.sleep = None;
         }
-        let deadline = *self.deadline.get_or_insert_with(|| self.timer.now() + self.timeout);
+        *self.deadline.get_or_insert_with(|| self.timer.now() + self.timeout)
+    }
+
+    /// Returns whether the time has expired. Starts the time as `poll_expired` does.
+    fn is_expired(&mut self) -> bool {
+        self.deadline() <= self.timer.now()
+    }
+
+    /// Returns `Ready` when the time has expired.
+    fn poll_expired(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // The signal wakes the task. `deadline` then reads whether the signal is triggered.
+        if let Some(signal) = &mut self.signal {
+            let _ = Pin::new(signal).poll(cx);
+        }
+        let deadline = self.deadline();
         self.sleep.get_or_insert_with(|| self.timer.sleep_until(deadline)).as_mut().poll(cx)
     }
 }
@@ -58,12 +71,13 @@ pub struct TimedBody {
     body: Incoming,
     limit: TimeLimit,
     timed_out: Arc<AtomicBool>,
+    has_failed: Arc<AtomicBool>,
 }
 
 impl TimedBody {
-    /// Returns a body that sets the flag `timed_out` when the time has expired.
-    pub(super) fn new(body: Incoming, limit: TimeLimit, timed_out: Arc<AtomicBool>) -> Self {
-        Self { body, limit, timed_out }
+    /// Returns a body that sets the flag `timed_out` when the time has expired, and the flag `has_failed` when it returns any error.
+    pub(super) fn new(body: Incoming, limit: TimeLimit, timed_out: Arc<AtomicBool>, has_failed: Arc<AtomicBool>) -> Self {
+        Self { body, limit, timed_out, has_failed }
     }
 }
 
@@ -76,12 +90,20 @@ impl Body for TimedBody {
         if this.timed_out.load(Ordering::Relaxed) {
             return Poll::Ready(None);
         }
-        // The timer is polled only if no frame is ready, so a body that has already arrived needs no timer. A client cannot keep frames
-        // always ready to escape the limit, because hyper returns `Pending` between two frames.
-        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
-            return Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)));
+        match Pin::new(&mut this.body).poll_frame(cx) {
+            // If the service awaits something else between two frames, the next frame is always ready. Without this check, the limit would
+            // then never apply. A body that has arrived completely needs no timer.
+            Poll::Ready(Some(Ok(frame))) if !frame.is_trailers() && !this.body.is_end_stream() && this.limit.is_expired() => {}
+            Poll::Ready(frame) => {
+                let failed = |error| {
+                    this.has_failed.store(true, Ordering::Relaxed);
+                    io::Error::other(error)
+                };
+                return Poll::Ready(frame.map(|frame| frame.map_err(failed)));
+            }
+            Poll::Pending => ready!(this.limit.poll_expired(cx)),
         }
-        ready!(this.limit.poll_expired(cx));
+        this.has_failed.store(true, Ordering::Relaxed);
         this.timed_out.store(true, Ordering::Relaxed);
         let error = io::Error::new(io::ErrorKind::TimedOut, "the body of the request did not arrive in time");
         Poll::Ready(Some(Err(error)))

@@ -321,7 +321,11 @@ fn first_event_is_immediate_and_others_follow() {
     let mut body = response.into_body();
     assert_eq!(body.size_hint().exact(), None);
     let Poll::Ready(Some(first)) = poll(&mut body, Waker::noop()) else { panic!("no event is ready") };
-    assert!(first.starts_with("data: {\"in_flight\":0,"), "{first}");
+    let html = text(send(&Dashboard::new(&registry), "GET", "/"));
+    let (_, rest) = html.split_once(" data-page=\"").unwrap();
+    let (page, _) = rest.split_once('"').unwrap();
+    assert!(first.starts_with(&format!("data: {{\"page\":\"{page}\",\"in_flight\":0,")), "{page}: {first}");
+    assert_ne!(page, "00000000");
     assert_eq!(poll(&mut body, Waker::noop()), Poll::Pending);
     let _guard = registry.named("a\n\ndata: \"</script>").guard().unwrap();
     let other = registry.guard().unwrap();

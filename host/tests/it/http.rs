@@ -513,6 +513,91 @@ impl Timer for ManualTimer {
     }
 }
 
+/// The service takes longer for each frame than the client, so the next frame is always ready. In the second case, only the drain timeout
+/// applies.
+#[tokio::test]
+async fn body_that_is_always_ready_is_ended() {
+    for is_draining in [false, true] {
+        let timer = ManualTimer { now: watch::Sender::new(Instant::now()) };
+        let registry = Registry::new(TokioSpawner);
+        let body_timeout = if is_draining { Duration::MAX } else { LONG };
+        let server = HttpServer::new(&registry, timer.clone()).body_timeout(body_timeout).drain_timeout(LONG);
+        let server = server.head_timeout(Duration::MAX);
+        let (ended, mut ends) = mpsc::channel(1);
+        let (requests, now) = (registry.clone(), timer.now.clone());
+        let read_slowly = service_fn(move |request: Request<TimedBody>| {
+            let (ended, requests, now) = (ended.clone(), requests.clone(), now.clone());
+            async move {
+                let mut body = request.into_body();
+                let mut last = Ok(());
+                for _ in 0..100 {
+                    last = body.frame().await.unwrap().map(drop);
+                    if last.is_err() {
+                        break;
+                    }
+                    if is_draining {
+                        requests.start_shutdown();
+                    }
+                    now.send_modify(|now| *now += LONG * 2);
+                    yield_now().await;
+                }
+                ended.try_send(last.as_ref().map_err(io::Error::kind).err()).unwrap();
+                last.map(|()| Reply::default())
+            }
+        });
+        let (closed, _closes) = mpsc::channel(1);
+        let head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000000\r\n\r\n";
+        let mut connection = Some(Endless { head, closed });
+        let accept = async || match connection.take() {
+            Some(connection) => Ok(connection),
+            None => pending().await,
+        };
+        let steps = async {
+            assert_eq!(ends.recv().await, Some(Some(io::ErrorKind::TimedOut)), "is draining: {is_draining}");
+            registry.start_shutdown();
+        };
+        soon(futures_lite::future::zip(server.serve(accept, read_slowly), steps)).await;
+    }
+}
+
+#[tokio::test]
+async fn last_frame_of_a_body_is_never_too_late() {
+    let timer = ManualTimer { now: watch::Sender::new(Instant::now()) };
+    let server = HttpServer::new(&Registry::new(TokioSpawner), timer.clone()).body_timeout(LONG).head_timeout(Duration::MAX);
+    let half_read = Arc::new(Notify::new());
+    let (read, now) = (half_read.clone(), timer.now.clone());
+    let read_slowly = service_fn(move |request: Request<TimedBody>| {
+        let (read, now) = (read.clone(), now.clone());
+        async move {
+            let mut body = request.into_body();
+            body.frame().await.unwrap()?;
+            read.notify_one();
+            // The last frame arrives during these yields.
+            for _ in 0..100 {
+                yield_now().await;
+            }
+            now.send_modify(|now| *now += LONG * 2);
+            body.frame().await.unwrap()?;
+            io::Result::Ok(Reply::default())
+        }
+    });
+    let (mut client, stream) = tokio::io::duplex(1024);
+    let mut stream = Some(TokioIo::new(stream));
+    let accept = async || match stream.take() {
+        Some(stream) => Ok(stream),
+        None => pending().await,
+    };
+    let steps = async {
+        client.write_all(HALF_BODY).await.unwrap();
+        half_read.notified().await;
+        client.write_all(b"a half").await.unwrap();
+        let mut status = [0; 12];
+        client.read_exact(&mut status).await.unwrap();
+        assert_eq!(&status, b"HTTP/1.1 200");
+    };
+    soon(or(server.serve(accept, read_slowly), steps)).await;
+}
+
 #[tokio::test]
 async fn client_that_reads_slowly_is_served() {
     let timer = ManualTimer { now: watch::Sender::new(Instant::now()) };
@@ -634,13 +719,100 @@ async fn upgraded_connection_counts_until_it_closes() {
 
 #[cfg(feature = "tracing")]
 #[tokio::test]
-async fn failures_to_accept_are_reported_once_and_retried() {
-    use std::sync::Mutex;
+async fn errors_of_the_service_and_of_its_bodies_are_reported() {
+    use futures_lite::stream;
+    use http_body_util::StreamBody;
+    use http_body_util::combinators::BoxBody;
+
+    /// Sends a request to a server whose service selects the response by the path. Returns the lines that the server has logged when it has
+    /// closed the connection. If the client disconnects, it does so as soon as the service has called `reached`.
+    async fn lines_after(request: String, disconnects: bool) -> Vec<String> {
+        let lines = lines::Lines::default();
+        let _default = tracing::subscriber::set_default(lines.clone());
+        let registry = Registry::new(TokioSpawner);
+        let reached = Arc::new(Notify::new());
+        let service = {
+            let (reached, registry) = (reached.clone(), registry.clone());
+            service_fn(move |request: Request<TimedBody>| {
+                let (reached, registry) = (reached.clone(), registry.clone());
+                async move {
+                    let fails = || io::Error::new(io::ErrorKind::TimedOut, "expected");
+                    let response = Response::builder();
+                    let response: Response<BoxBody<Bytes, io::Error>> = match request.uri().path() {
+                        "/error" => return Err(fails()),
+                        "/drain" => {
+                            registry.start_shutdown();
+                            yield_now().await;
+                            return Err(fails());
+                        }
+                        "/late" => {
+                            registry.start_shutdown();
+                            tokio::time::sleep(SHORT).await;
+                            return Err(fails());
+                        }
+                        "/body" => response.body(BodyExt::boxed(StreamBody::new(stream::iter([Err(fails())])))).unwrap(),
+                        "/read" => {
+                            reached.notify_one();
+                            let bytes = request.into_body().collect().await?.to_bytes();
+                            response.body(Full::new(bytes).map_err(|never| match never {}).boxed()).unwrap()
+                        }
+                        "/forward" => {
+                            reached.notify_one();
+                            response.body(request.into_body().boxed()).unwrap()
+                        }
+                        _ => {
+                            reached.notify_one();
+                            pending().await
+                        }
+                    };
+                    Ok(response)
+                }
+            })
+        };
+        let server = HttpServer::new(&registry, TokioTimer::new()).head_timeout(LONG).body_timeout(SHORT);
+        let (mut client, stream) = tokio::io::duplex(1024);
+        let mut stream = Some(TokioIo::new(stream));
+        let accept = async || match stream.take() {
+            Some(stream) => Ok(stream),
+            None => pending().await,
+        };
+        let steps = async {
+            client.write_all(request.as_bytes()).await.unwrap();
+            if disconnects {
+                reached.notified().await;
+                drop(client);
+            } else {
+                let _ = client.read_to_end(&mut Vec::new()).await;
+            }
+            registry.wait_idle().await;
+        };
+        soon(or(server.serve(accept, service), steps)).await;
+        std::mem::take(&mut *lines.0.lock().unwrap())
+    }
+
+    let service = "failed to answer a request: error from user's Service: expected";
+    let body = "failed to answer a request: error from user's Body stream: expected";
+    for (path, line) in [("/error", service), ("/drain", service), ("/late", service), ("/body", body)] {
+        assert_eq!(lines_after(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"), false).await, [line], "{path}");
+    }
+    let half = |path| format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nhalf");
+    let whole = "GET /wait HTTP/1.1\r\nHost: localhost\r\n\r\n".to_owned();
+    let disconnects = [(half("/read"), true), (half("/forward"), true), (whole, true)];
+    let times_out = [(half("/read"), false), (half("/forward"), false)];
+    for (request, disconnects) in disconnects.into_iter().chain(times_out) {
+        assert_eq!(lines_after(request.clone(), disconnects).await, [""; 0], "{request}, disconnects: {disconnects}");
+    }
+}
+
+/// Collects the log lines of the host.
+#[cfg(feature = "tracing")]
+mod lines {
+    use std::sync::{Arc, Mutex};
     use tracing::field::{Field, Visit};
     use tracing::{Event, Metadata, Subscriber, span};
 
     #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<String>>>);
+    pub(super) struct Lines(pub(super) Arc<Mutex<Vec<String>>>);
 
     impl Visit for Lines {
         fn record_debug(&mut self, _: &Field, value: &dyn std::fmt::Debug) {
@@ -663,8 +835,12 @@ async fn failures_to_accept_are_reported_once_and_retried() {
         fn enter(&self, _: &span::Id) {}
         fn exit(&self, _: &span::Id) {}
     }
+}
 
-    let lines = Lines::default();
+#[cfg(feature = "tracing")]
+#[tokio::test]
+async fn failures_to_accept_are_reported_once_and_retried() {
+    let lines = lines::Lines::default();
     let _default = tracing::subscriber::set_default(lines.clone());
     let registry = Registry::new(TokioSpawner);
     let server = HttpServer::new(&registry, TokioTimer::new());
@@ -716,6 +892,40 @@ async fn axum_and_the_layer_of_requests_are_served() {
     soon(serve).await.unwrap();
     // The three tasks are a connection and its two requests.
     assert_eq!(soon(registry.shutdown()).await.completed, 3);
+}
+
+#[cfg(feature = "tower")]
+#[tokio::test]
+async fn service_of_a_connection_knows_the_address_of_its_client() {
+    use axum::Extension;
+    use axum::extract::ConnectInfo;
+    use axum::routing::get;
+    use hyper_util::service::TowerToHyperService;
+    use tower_layer::Layer;
+
+    let registry = Registry::new(TokioSpawner);
+    let address = async |ConnectInfo(address): ConnectInfo<SocketAddr>| [("client", address.to_string())];
+    let app = axum::Router::new().route("/", get(address));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let accept = async move || {
+        let (stream, address) = listener.accept().await?;
+        let app = Extension(ConnectInfo(address)).layer(app.clone());
+        Ok((TokioIo::new(stream), TowerToHyperService::new(app)))
+    };
+    let server = HttpServer::new(&registry, TokioTimer::new());
+    let signal = registry.signal();
+    let serve = tokio::spawn(async move { server.serve_connections(signal, accept).await });
+    let mut clients = [Client::connect(address).await, Client::connect(address).await];
+    for _ in 0..2 {
+        for client in &mut clients {
+            client.send(GET).await;
+            let (_, head) = client.receive().await;
+            assert!(head.contains(&format!("client: {}\r\n", client.0.local_addr().unwrap())), "{head}");
+        }
+    }
+    registry.start_shutdown();
+    soon(serve).await.unwrap();
 }
 
 #[test]

@@ -337,12 +337,15 @@ async fn request_enters_a_full_registry() {
 async fn respond_by_path(request: Request<Incoming>) -> Result<Response<BoxBody<Bytes, Infallible>>, Infallible> {
     let response = Response::builder();
     let endless = StreamBody::new(stream::once(Ok(Frame::data(Bytes::from("four")))).chain(stream::pending()));
+    let trailers = HeaderMap::from_iter([("grpc-status".parse().unwrap(), 0.into())]);
     let response = match request.uri().path() {
         "/full" => response.body(Full::from("four").boxed()),
         "/empty" => response.body(Empty::new().boxed()),
-        "/trailers" => {
-            let trailers = async { Some(Ok(HeaderMap::from_iter([("grpc-status".parse().unwrap(), 0.into())]))) };
-            response.body(Full::from("four").with_trailers(trailers).boxed())
+        "/trailers" => response.body(Full::from("four").with_trailers(async { Some(Ok(trailers)) }).boxed()),
+        // This body does not know its end, and the server does not poll the body after the trailers.
+        "/stream-trailers" => {
+            let frames = [Frame::data(Bytes::from("four")), Frame::trailers(trailers)];
+            response.body(BodyExt::boxed(StreamBody::new(stream::iter(frames.map(Ok)))))
         }
         // The server stops before the end of this body, because it has already sent the announced number of bytes.
         "/length" => response.header(CONTENT_LENGTH, 4).body(BodyExt::boxed(endless)),
@@ -361,6 +364,7 @@ async fn request_whose_body_is_sent_to_its_end_is_completed() {
         ("GET", "/full", "four"),
         ("GET", "/empty", ""),
         ("GET", "/trailers", "four"),
+        ("GET", "/stream-trailers", "four"),
         ("GET", "/length", "four"),
         ("GET", "/204", ""),
         ("GET", "/304", ""),
@@ -373,7 +377,7 @@ async fn request_whose_body_is_sent_to_its_end_is_completed() {
         assert_eq!(text(response).await, body, "{method} {path}");
         expected += 1;
         // In HTTP/2, hyper sends each body to its end, so only requests with a finite body are sent.
-        if method == "GET" && ["/full", "/empty", "/trailers"].contains(&path) {
+        if method == "GET" && ["/full", "/empty", "/trailers", "/stream-trailers"].contains(&path) {
             let response = soon(client2.send_request(request())).await.unwrap();
             assert_eq!(text(response).await, body, "{method} {path}, HTTP/2");
             expected += 1;
