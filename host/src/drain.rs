@@ -107,7 +107,11 @@ impl Drain {
         }
         self.state.set_output(self.progress.output().clone());
         self.progress.notify_stopping(&self.deadline, self.stops_service());
-        self.wait_before_drain(delay);
+        if self.stop_requested.is_triggered() {
+            self.wait_before_drain(delay);
+            // This line must come before the lines in which observers log the start of the shutdown.
+            self.progress.flush(LAST_LINES_TIMEOUT);
+        }
         if !self.state.is_awaited() {
             return;
         }
@@ -174,14 +178,16 @@ impl Drain {
         !has_program_ended || self.phases.signals().chain([self.stop_requested.clone()]).any(|signal| signal.is_triggered())
     }
 
-    /// After a request to stop, waits for the delay, while the program continues. The wait ends early if a registry is shut down or the
-    /// program ends.
+    /// Reports the request to stop, and then waits for the delay, while the program continues. The wait ends early if a registry is shut
+    /// down or the program ends.
     fn wait_before_drain(&mut self, delay: Duration) {
         let mut is_over = pin!(any(self.phases.signals().collect()).or(self.state.program_ended()));
         let delay = delay.min(self.deadline.remaining());
-        let is_requested = self.stop_requested.is_triggered() && !delay.is_zero();
-        if is_requested && !block_on_until(is_over.as_mut(), Some(Instant::now())) {
-            self.progress.log(Level::Info, format!("asked to stop: the drain starts in {delay:.1?}"));
+        let request = format!("asked to stop by {}", signals::requested_by());
+        if delay.is_zero() || block_on_until(is_over.as_mut(), Some(Instant::now())) {
+            self.progress.log(Level::Info, request);
+        } else {
+            self.progress.log(Level::Info, format!("{request}: the drain starts in {delay:.1?}"));
             let end = Instant::now().checked_add(delay);
             self.status.start_delay(end);
             let next_check = |checks: &LivenessChecks| [checks.next(), end].into_iter().flatten().min();

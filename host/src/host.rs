@@ -116,10 +116,11 @@ use std::time::Duration;
 ///
 /// # Output
 ///
-/// The host reports the drain on stderr. On a terminal, the host shows a progress bar with the oldest tasks (feature `bar`). If stderr is
-/// not a terminal, the host writes a line at the start, and a line with the oldest tasks every two seconds. The bar and the lines show no
-/// ages of services. At the end, a line shows how many tasks ended with each outcome. If the program succeeds without a request to stop, no
-/// task is in flight, and no task was lost, the host reports nothing.
+/// The host reports the drain on stderr. After a request to stop, the first line names the signal or the function that asked. On a
+/// terminal, the host shows a progress bar with the oldest tasks (feature `bar`). If stderr is not a terminal, the host writes a line at
+/// the start, and a line with the oldest tasks every two seconds. The bar and the lines show no ages of services. At the end, a line shows
+/// how many tasks ended with each outcome. If the program succeeds without a request to stop, no task is in flight, and no task was lost,
+/// the host reports nothing.
 ///
 /// With the feature `tracing` and a global subscriber, the host emits tracing events instead of lines. The events have no parent span. The
 /// host emits one event for each of the 100 oldest stragglers of a registry. This event has the task fields of
@@ -594,7 +595,7 @@ impl Host {
                 state.set_exit_code(PANICKED);
             }
             if is_asked.unwrap_or(true) {
-                signals::request_stop();
+                signals::request_stop_by("`stop_on`");
             }
             pending::<()>().await;
         };

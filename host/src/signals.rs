@@ -11,6 +11,7 @@ static HANDLERS: Mutex<Handlers> = Mutex::new(Handlers {
     installed: None,
     stop_request: None,
     requested_at: None,
+    requested_by: "",
     first_signal_at: None,
     hooks: Vec::new(),
     next_key: 0,
@@ -30,6 +31,8 @@ struct Handlers {
     /// returns.
     stop_request: Option<Registry<()>>,
     requested_at: Option<Instant>,
+    /// The name of the signal or of the function that asked the process to stop.
+    requested_by: &'static str,
     /// The time of the first signal. `requested_at` is earlier if `request_stop` was called before the first signal.
     first_signal_at: Option<Instant>,
     /// The hooks of all hosts, oldest first. The hooks of hosts that have ended come last, in the order in which the hosts ended.
@@ -135,9 +138,14 @@ pub fn shutdown_signal() -> ShutdownSignal {
 /// let app: Router = Router::new().route("/stop", post(stop));
 /// ```
 pub fn request_stop() {
+    request_stop_by("`request_stop`");
+}
+
+/// Asks this process to stop. `source` is the part of the log line that says who asks.
+pub(crate) fn request_stop_by(source: &'static str) {
     let handlers = lock(&HANDLERS);
     if handlers.requested_at.is_none() {
-        start_shutdown(handlers);
+        start_shutdown(handlers, source);
     }
 }
 
@@ -181,6 +189,11 @@ pub(crate) fn forget_stop_request() {
 /// Returns the time of the request to stop the process.
 pub(crate) fn requested_at() -> Option<Instant> {
     lock(&HANDLERS).requested_at
+}
+
+/// Returns the name of the signal or of the function that asked the process to stop.
+pub(crate) fn requested_by() -> &'static str {
+    lock(&HANDLERS).requested_by
 }
 
 /// Waits until the condition is false or the deadline has passed.
@@ -317,13 +330,13 @@ fn on_signal(signal: os::Signal) {
     } else {
         handlers.first_signal_at = Some(Instant::now());
         if handlers.requested_at.is_none() {
-            start_shutdown(handlers);
+            start_shutdown(handlers, os::name(signal));
         }
     }
 }
 
-fn start_shutdown(mut handlers: MutexGuard<'_, Handlers>) {
-    handlers.requested_at = Some(Instant::now());
+fn start_shutdown(mut handlers: MutexGuard<'_, Handlers>, source: &'static str) {
+    (handlers.requested_at, handlers.requested_by) = (Some(Instant::now()), source);
     let stop_request = handlers.stop_request().clone();
     // The lock is released first, because `start_shutdown` calls wakers, and a waker can run any code.
     drop(handlers);
@@ -376,6 +389,10 @@ mod os {
 
     pub(super) fn is_sighup(signal: Signal) -> bool {
         signal == Signal::SIGHUP
+    }
+
+    pub(super) fn name(signal: Signal) -> &'static str {
+        signal.as_str()
     }
 
     pub(super) fn install(installed: &mut Option<Installed>, sighup: bool, even_ignored: bool) -> io::Result<()> {
@@ -522,6 +539,10 @@ mod os {
 
     pub(super) fn is_sighup(_signal: Signal) -> bool {
         false
+    }
+
+    pub(super) fn name(_signal: Signal) -> &'static str {
+        "the console or the system"
     }
 
     pub(super) fn install(installed: &mut Option<Installed>, _sighup: bool, _even_ignored: bool) -> io::Result<()> {

@@ -21,7 +21,7 @@ pub(crate) fn watch(state: &Arc<HostState>, hook: HookKey) -> io::Result<()> {
         while is_needed() {
             // The host may have ended since the check above.
             if file.exists() && is_needed() {
-                return signals::request_stop();
+                return signals::request_stop_by("the file of WebJobs");
             }
             thread::sleep(INTERVAL);
         }

@@ -86,7 +86,7 @@ mod imp {
     fn on_control(control: ServiceControl) -> ServiceControlHandlerResult {
         match control {
             ServiceControl::Stop | ServiceControl::Shutdown | ServiceControl::Preshutdown => {
-                signals::request_stop();
+                signals::request_stop_by("the service control manager");
                 ServiceControlHandlerResult::NoError
             }
             ServiceControl::Interrogate => ServiceControlHandlerResult::NoError,

@@ -869,7 +869,9 @@ fn wait_for_threads(name: &str, len: usize) {
 #[cfg(target_os = "linux")]
 fn signals_thread() -> ExitCode {
     let _host = host(&registry(SmolSpawner));
-    let status = fs::read_to_string(threads("signals")[0].join("status")).unwrap();
+    // A new thread sets its name itself.
+    let thread = testing::poll_until_some(&"the thread", || threads("signals").pop());
+    let status = fs::read_to_string(thread.join("status")).unwrap();
     println!("{}", status.lines().find(|line| line.starts_with("SigBlk:")).unwrap());
     0.into()
 }

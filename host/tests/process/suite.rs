@@ -282,7 +282,7 @@ fn drains_first(program: &str, code: i32) -> Ended {
         .assert_code(code)
         .assert_stderr("drained in ")
         .assert_stderr(": 1 completed, 0 failed, 0 panicked, 0 abandoned, 0 aborted, 0 rejected");
-    assert!(ended.has_stdout("the task has ended"), "{ended:#?}");
+    assert!(ended.has_stdout("the task has ended") && !ended.has_line("asked to stop by"), "{ended:#?}");
     ended
 }
 
@@ -353,7 +353,7 @@ fn delay_precedes_the_drain() {
     };
     let begun = Instant::now();
     let ended = start("3").wait();
-    ended.assert_code(0).assert_stderr("asked to stop: the drain starts in 3.0s");
+    ended.assert_code(0).assert_stderr("asked to stop by SIGTERM: the drain starts in 3.0s");
     ended.assert_stderr("draining: 1 in flight").assert_stderr("drained in ");
     assert!(ended.has_stdout("the program ends, is shutting down: true"), "{ended:#?}");
     assert!(begun.elapsed() >= Duration::from_secs(3));
@@ -379,7 +379,7 @@ fn delay_is_part_of_the_grace_period() {
 fn run_dropped_in_delay_shuts_nothing_down() {
     let mut process = Program::new("run_dropped_in_delay").start_ready();
     process.signal(Signal::TERM);
-    process.stderr_line("asked to stop: the drain starts in 3600.0s");
+    process.stderr_line("asked to stop by SIGTERM: the drain starts in 3600.0s");
     process.release();
     process.stdout_line("dropped");
     // A correct host does nothing during this sleep. A host with a bug would shut the registry down.
@@ -893,7 +893,7 @@ fn panic_of_a_stop_future_stops_the_process() {
 fn first_of_several_stop_futures_stops_the_process() {
     let mut process = Program::new("stop_on_several_times").start_ready();
     process.release();
-    process.wait().assert_code(0).assert_stderr("drained in ");
+    process.wait().assert_code(0).assert_stderr("asked to stop by `stop_on`").assert_stderr("drained in ");
 }
 
 fn stop_future_that_is_ready_stops_the_process() {
@@ -924,7 +924,7 @@ fn first_signal_after_a_request_to_stop_repeats_it() {
 
     let mut process = Program::new("request_stop").with("REPEAT_WINDOW", "0").start_ready();
     process.process.signal_until_exit(Signal::TERM);
-    process.wait().assert_code(130).assert_stderr("exiting immediately, ");
+    process.wait().assert_code(130).assert_stderr("exiting immediately, ").assert_stderr("asked to stop by `request_stop`");
 }
 
 fn request_by_http_stops_the_process() {
@@ -947,6 +947,7 @@ fn webjobs_file_stops_the_process() {
     let start = |program| Program::new(program).with("WEBJOBS_SHUTDOWN_FILE", name).start_ready();
     let mut process = start("task");
     fs::write(&file, "").unwrap();
+    process.stderr_line("asked to stop by the file of WebJobs");
     process.stderr_line("draining: ");
     drains(process);
 
@@ -1187,6 +1188,7 @@ fn error_in_drain_precedes_its_end() {
     let output = process.wait().assert_code(2).output();
     assert!(output.contains("the program failed: broken"), "{output}");
     assert!(output.rfind("broken") < output.find("drained"), "{output}");
+    assert!(output.find("asked to stop by SIGTERM").unwrap() < output.find("shutdown started").unwrap(), "{output}");
 }
 
 /// The host must not report the start and the end of the drain if a `TracingObserver` reports them with the counts as fields.
