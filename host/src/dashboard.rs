@@ -29,7 +29,7 @@ static PAGE: LazyLock<String> = LazyLock::new(|| HTML.replacen("00000000", &PAGE
 /// With this policy, the browser uses only the script and the style of the page, which have these hashes. After a change of the page, a
 /// test fails and prints the new hashes.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
-    script-src 'sha256-UA3o6b+OT6O3o0Fnwjc1CHxCQdl91RBfyjZKT/TFXpI='; \
+    script-src 'sha256-v/YBM+dVYcGlGJnI9igX9l1XBWLdJOxmht1mTLyA66o='; \
     style-src 'sha256-J0t5ZzmGqJekd2wsuqa73b0P1t19fOd6SIzJtWBwSiE='; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 

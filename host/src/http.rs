@@ -176,6 +176,8 @@ impl<S> HttpServer<S> {
     /// connections. If a request needs more than one file descriptor for such work, set a lower limit. At the limit, the server accepts a
     /// new connection only after another connection has closed. Meanwhile, new clients wait in the listener's backlog.
     ///
+    /// Each call to [`serve`](Self::serve) has its own limit. If a program serves several listeners, divide the connections among them.
+    ///
     /// On Windows, and if the limit cannot be read, the default is 4096.
     #[must_use = "this returns the server"]
     pub fn max_connections(self, connections: usize) -> Self {

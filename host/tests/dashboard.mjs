@@ -467,6 +467,33 @@ test("the page shows the counts of a registry that is not inspected", async (t) 
   await shows("remaining", /^3$/);
 });
 
+test("the last update has the date and time of the event, even after a suspend", async (t) => {
+  const streams = [];
+  const url = await serve_stub(t, (response) => {
+    if (streams.length) return response.writeHead(503).end();
+    streams.push(send_state(response, STATE));
+  });
+  await go(url);
+  await shows("state", /^Running$/);
+  const day = await run("return new Date().toLocaleDateString()");
+  // While the system is suspended, the clock of the page may stop, but the date advances.
+  await run(`
+    const Before = Date;
+    const now = () => Before.now() + 25 * 3600_000;
+    window.Date = class extends Before {
+      static now = now;
+      constructor(...parts) {
+        super(...(parts.length ? parts : [now()]));
+      }
+    };
+  `);
+  streams[0].end();
+  await shows("state", /^Connection lost/);
+  const [update, today] = [await text("last-update"), await run("return new Date().toLocaleDateString()")];
+  assert.ok(update.startsWith(`Last update: ${day}`), update);
+  assert.notEqual(day, today);
+});
+
 test("a page of another release reloads, but not again and again", async (t) => {
   let [page, release, in_flight] = ["old", "old", 1];
   let [loads, connections] = [0, 0];
