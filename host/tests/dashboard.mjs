@@ -206,6 +206,7 @@ test("the keyboard alone cancels and confirms an abort, and keeps the focus on t
 test("the confirmation closes when its task ends", async () => {
   await open_shop();
   await is_listed("checkout");
+  await shows("late-tasks", /indexer/); // so that the page announces nothing else
   await record();
   await browser.click(`${row("checkout")}.querySelector("button")`);
   assert.ok(await run("return document.getElementById('confirm').open"));
