@@ -8,6 +8,15 @@ use xshell::cmd;
 
 pub(super) fn host(context: &Context) -> Result<()> {
     let sh = &context.sh;
+    let dockerfile = sh.read_file("examples/axum/Dockerfile")?;
+    for (line, promise) in [
+        ("ENTRYPOINT [\"/signups\"]", "runs the service as process 1"),
+        ("CMD [\"--listen\", \"0.0.0.0:3000\", \"--dir\", \"/data\"]", "writes to /data"),
+        ("COPY --from=build --chown=65532:65532 /data /data", "has a folder /data that its user can write to"),
+        ("VOLUME /data", "stores /data in a volume"),
+    ] {
+        ensure!(dockerfile.lines().any(|written| written == line), "without `{line}`, no container of the image {promise}");
+    }
     cmd!(sh, "cargo test --quiet -p background-tasks-host --no-default-features").run()?;
     each_feature(context, "background-tasks-host")?;
 
@@ -37,8 +46,6 @@ pub(super) fn host(context: &Context) -> Result<()> {
     } else {
         context.skip("python3-yaml is not available");
     }
-    let dockerfile = sh.read_file("examples/axum/Dockerfile")?;
-    ensure!(dockerfile.lines().any(|line| line == "ENTRYPOINT [\"/signups\"]"), "the image does not run the service as process 1");
     if context.browser() {
         let notes = context.built("debug/notes-tokio");
         cmd!(sh, "cargo build --quiet -p background-tasks-host --example dashboard --features dashboard,http").run()?;
