@@ -83,6 +83,9 @@ impl MetricsObserver {
     /// of [`inspect`](crate::RegistryBuilder::inspect) describe the cost for each task. The metrics are therefore always up to date, and
     /// you do not need to call [`record`](Self::record): it does nothing.
     ///
+    /// The exporter `metrics-exporter-prometheus` keeps every duration until it renders the metrics. If you install it with
+    /// `install_recorder`, call `PrometheusHandle::run_upkeep` every few seconds, or its memory grows while nobody collects the metrics.
+    ///
     /// # Examples
     ///
     /// ```

@@ -98,6 +98,9 @@ impl Durable {
     /// statement. The counter `background_tasks_jobs_recovered_total` counts the jobs of dead workers that this process has put back into
     /// their queues.
     ///
+    /// The exporter `metrics-exporter-prometheus` keeps every duration until it renders the metrics. If you install it with
+    /// `install_recorder`, call `PrometheusHandle::run_upkeep` every few seconds, or its memory grows while nobody collects the metrics.
+    ///
     /// The task that reads the gauges ends when all handles of the store are dropped and all workers of this process have ended.
     ///
     /// # Examples

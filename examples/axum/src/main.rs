@@ -66,6 +66,15 @@ fn main() -> ExitCode {
 /// Serves requests until shutdown has started and all connections have closed.
 async fn run(options: Options, tasks: Tasks, prometheus: PrometheusHandle, readiness: Readiness) -> Result<(), String> {
     let Options { listen: address, ref hosts, ref dir, takes, grace, .. } = options;
+    // The recorder keeps every duration until it renders the metrics or until this call. Without the call, its memory would grow while no
+    // client requests /metrics. This loop is not a task of the registry, because it never ends.
+    let recorder = prometheus.clone();
+    tokio::spawn(async move {
+        loop {
+            sleep(Duration::from_secs(5)).await;
+            recorder.run_upkeep();
+        }
+    });
     let outbox = Outbox::open(dir)?;
     let service = Arc::new(Service { tasks, prometheus, outbox, readiness, takes });
     let cannot_listen = |error: io::Error| format!("cannot listen on {address}: {error}");
