@@ -3,6 +3,8 @@
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::net::{AddressFamily, SocketType};
+#[cfg(target_os = "linux")]
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -16,7 +18,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use testing::{Client, Process, Signal, Systemd, poll_until, poll_until_some, with_open_files};
+use testing::{Client, Process, Signal, Systemd, poll_until, poll_until_some, prefixed, with_open_files};
 
 fn program() -> Command {
     Command::new(env!("CARGO_BIN_EXE_signups"))
@@ -470,6 +472,34 @@ fn outbox_must_be_a_regular_file() {
     drop(reader);
     assert_eq!(fs::read_to_string(&other).unwrap(), "the file of another service\n");
     assert!(!dir.path().join("missing").exists());
+}
+
+/// If the disk is full, the system can write a part of a line. The next mail must not become a part of this line.
+#[cfg(target_os = "linux")]
+#[test]
+fn mail_after_a_part_of_a_line_starts_a_new_line() {
+    // The limit for the size of a file has the same effect as a full disk, if its signal is ignored.
+    let ignoring = prefixed(&["sh", "-c", "trap '' XFSZ; exec \"$0\" \"$@\""], &program());
+    let service = Service::start_as(&mut { ignoring }, &[]);
+    let limit_file_size = |current| {
+        let pid = Pid::from_raw(service.process.id().try_into().unwrap());
+        prlimit(pid, Resource::Fsize, Rlimit { current, maximum: None }).unwrap();
+    };
+    let mut client = service.connect();
+    let mut ends_as = |outcome: &str, address: &str, count: u32| {
+        assert_eq!(sign_up(&mut client, address).unwrap(), 202);
+        let total = format!("background_tasks_total{{registry=\"signups\",outcome=\"{outcome}\",task=\"welcome-mail\"}} {count}\n");
+        client.get_until("/metrics", &total);
+    };
+    ends_as("completed", "ada@example.com", 1);
+    limit_file_size(Some(20));
+    ends_as("failed", "grace@example.com", 1);
+    // No part of this line fits.
+    ends_as("failed", "grace@example.com", 2);
+    limit_file_size(None);
+    ends_as("completed", "alan@example.com", 2);
+    service.process.terminate();
+    assert_eq!(service.wait(0).1, ["ada@example.com", "grac", "alan@example.com"]);
 }
 
 #[test]
