@@ -5,6 +5,9 @@ use std::io;
 use std::path::{self, PathBuf};
 use std::time::Duration;
 
+/// A day. Windows stores the time for the stop of a service as milliseconds in 32 bits.
+const MAX_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
+
 const MORE_HELP: &str = "\
 Exit status: 0 if the command succeeded or all invoices in flight were sent, 1 if the grace period expired
 first, 2 after an error, 130 after a second Ctrl-C. The service reports its exit status to Windows.";
@@ -66,5 +69,6 @@ impl Options {
 
 fn seconds(value: &str) -> Result<Duration, String> {
     let seconds = value.parse::<f64>().map_err(|error| error.to_string())?;
-    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+    let time = Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?;
+    if time > MAX_GRACE { Err(format!("the maximum is {} seconds", MAX_GRACE.as_secs())) } else { Ok(time) }
 }

@@ -12,7 +12,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
-use windows_service::service::{ServiceAccess, ServiceErrorControl, ServiceInfo, ServiceStartType, ServiceType};
+use windows_service::service::{
+    ServiceAccess, ServiceAction, ServiceActionType, ServiceErrorControl, ServiceFailureActions, ServiceFailureResetPeriod,
+    ServiceInfo, ServiceStartType, ServiceType,
+};
 use windows_service::service_manager::{ServiceManager, ServiceManagerAccess};
 use windows_service::{define_windows_service, service_dispatcher};
 
@@ -50,10 +53,23 @@ fn install(options: &Options) -> Result<(), Box<dyn Error>> {
         account_name: None, // the local system
         account_password: None,
     };
-    let service = manager.create_service(&service, ServiceAccess::CHANGE_CONFIG)?;
+    // A handle that sets a restart action needs the right to start the service.
+    let service = manager.create_service(&service, ServiceAccess::CHANGE_CONFIG | ServiceAccess::START)?;
     service.set_description("Sends invoices, and finishes those in flight before it stops")?;
     // When the system shuts down, Windows waits this long until the service has stopped.
     service.set_preshutdown_timeout(options.grace.saturating_add(REPORT_TIME))?;
+    // Windows restarts the service a minute after a crash.
+    service.update_failure_actions(ServiceFailureActions {
+        reset_period: ServiceFailureResetPeriod::After(Duration::from_secs(24 * 60 * 60)),
+        reboot_msg: None,
+        command: None,
+        actions: Some(vec![ServiceAction { action_type: ServiceActionType::Restart, delay: Duration::from_secs(60) }]),
+    })?;
+    // An exit code other than 0 must have the same effect. Otherwise Windows would not treat it as a failure, because the host reports that
+    // the service has stopped. Wine does not support this setting.
+    if let Err(error) = service.set_failure_actions_on_non_crash_failures(true) {
+        eprintln!("only a crash restarts the service: {error:?}");
+    }
     Ok(())
 }
 
@@ -70,6 +86,7 @@ fn uninstall() -> Result<(), Box<dyn Error>> {
 define_windows_service!(ffi_service_main, service_main);
 
 /// The main function of the service. It returns no exit code, because the host has already reported the exit code to Windows.
+#[expect(clippy::needless_pass_by_value, reason = "the macro passes a `Vec`")]
 fn service_main(arguments: Vec<OsString>) {
     // `from_args` reads the arguments of the process, and not `arguments`. `main` has already checked them.
     if let Command::Service(options) = Command::from_args() {

@@ -8,14 +8,21 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 use testing::{poll_until, poll_until_ok};
-use windows_service::service::{Service, ServiceAccess, ServiceControlAccept, ServiceExitCode, ServiceState, ServiceStatus};
+use windows_service::service::{
+    Service, ServiceAccess, ServiceActionType, ServiceControlAccept, ServiceExitCode, ServiceState, ServiceStatus,
+};
 use windows_service::service_manager::{ServiceManager, ServiceManagerAccess};
 
 /// Runs a command of the program `invoices`. Returns whether the command succeeded.
 fn run(command: &str) -> bool {
+    program(&[command]).status().unwrap().success()
+}
+
+fn program(arguments: &[&str]) -> Command {
     // This test is in the folder `deps`, and `invoices.exe` is in the parent folder.
-    let program = env::current_exe().unwrap().parent().unwrap().with_file_name("invoices.exe");
-    Command::new(program).arg(command).status().unwrap().success()
+    let mut program = Command::new(env::current_exe().unwrap().parent().unwrap().with_file_name("invoices.exe"));
+    program.args(arguments);
+    program
 }
 
 /// Queries the state of the service until it is `expected`. Returns the sequence of states, without repetitions.
@@ -40,7 +47,14 @@ fn pending(states: &[ServiceStatus]) -> Vec<&ServiceStatus> {
     states.iter().filter(|state| state.current_state == ServiceState::StopPending).collect()
 }
 
-/// There is only one test, because a computer can have only one service with this name.
+#[test]
+fn grace_period_that_windows_cannot_wait_is_refused() {
+    let output = program(&["install", "--grace", "4294964"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("invalid value '4294964' for '--grace <SECONDS>'"), "{output:?}");
+}
+
+/// Only this test installs the service, because a computer can have only one service with this name.
 #[test]
 fn service_reports_its_states_and_finishes_its_tasks() {
     // An earlier run of the test may have failed, so the service may still be installed and running.
@@ -48,6 +62,13 @@ fn service_reports_its_states_and_finishes_its_tasks() {
     poll_until(&"the service is not installed", || run("install"));
     let manager = ServiceManager::local_computer(None::<&str>, ServiceManagerAccess::CONNECT).unwrap();
     let service = manager.open_service("invoices", ServiceAccess::all()).unwrap();
+
+    // Windows restarts the service after an exit code other than 0. Wine cannot return these settings.
+    if let Ok(failure) = service.get_failure_actions() {
+        let actions = failure.actions.unwrap();
+        assert_eq!(actions.iter().map(|action| action.action_type).collect::<Vec<_>>(), [ServiceActionType::Restart]);
+        assert!(service.get_failure_actions_on_non_crash_failures().unwrap());
+    }
 
     service.start(&["slow-start"]).unwrap();
     let states = states_until(&service, ServiceState::Running);
