@@ -198,7 +198,7 @@ fn program_is_not_ready_after_shutdown_has_started() {
     assert!(!notifications.contains(&"READY=1\n".into()), "{notifications:?}");
 }
 
-/// After a program that ends by itself, `main` can run another program, and systemd must not stop the service.
+/// After a program that ends without a request to stop, `main` can run another program, and systemd must not stop the service.
 #[test]
 fn host_whose_program_ends_does_not_notify_systemd_of_a_stop() {
     let service = Service::start_test("systemd::service_with_several_hosts", 0, &[]);
