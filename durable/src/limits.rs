@@ -1,3 +1,4 @@
+use crate::options::MAX_DURATION;
 use std::time::Duration;
 
 /// The limits of a queue. All workers of the queue share the limits, in any number of processes. See
@@ -26,13 +27,14 @@ impl QueueLimits {
         self
     }
 
-    /// Sets how many jobs can start per period on average. Default: no limit. Minimum: 1 job and a period of 1 millisecond.
+    /// Sets how many jobs can start per period on average. Default: no limit. Minimum: 1 job and a period of 1 millisecond. Maximum: a period
+    /// of a century.
     ///
     /// The limit is a token bucket. Each job takes one token when it starts, and waits if there is none. The bucket receives `jobs` tokens
     /// per `period`, at a constant rate, and holds at most `jobs` tokens. If no job has started for a while, up to `jobs` jobs can
     /// therefore start at the same time.
     pub fn rate(mut self, jobs: u32, period: Duration) -> Self {
-        self.rate = Some((jobs.max(1), period.max(Duration::from_millis(1))));
+        self.rate = Some((jobs.max(1), period.clamp(Duration::from_millis(1), MAX_DURATION)));
         self
     }
 

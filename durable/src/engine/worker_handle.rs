@@ -161,11 +161,12 @@ impl WorkerHandle {
         state.next_fetch = backs_off.then(|| Instant::now() + BACK_OFF_INTERVAL.mul_f64(fastrand::f64() + 0.5));
     }
 
-    /// Delays the next fetch for this time. After this time, the worker fetches even without a notification.
+    /// Delays the next fetch, because the rate limit allows no job before this time has passed. Then the worker fetches even without a
+    /// notification.
     pub(super) fn fetch_after(&self, delay: Duration) {
         let mut state = lock(&self.state);
         state.is_ready = true;
-        state.next_fetch = Some(Instant::now() + delay);
+        state.next_fetch = Some(Instant::now() + delay.min(MAX_RATE_DELAY));
     }
 
     /// If the next fetch is delayed and the queue may have jobs, returns the time of this fetch.
@@ -230,6 +231,9 @@ impl WorkerHandle {
         }
     }
 }
+
+/// A worker that waits for a rate limit reads the limit again after this time, because it may have been changed.
+const MAX_RATE_DELAY: Duration = Duration::from_secs(1);
 
 /// While a worker fetches less often, this is the mean interval between two fetches. By default, other workers check the queue at least
 /// this often, so they can fetch the jobs in the meantime.

@@ -299,7 +299,7 @@ const FETCH: &str = "WITH fetched AS (
 /// Reads the limits of a queue, and locks their row until the transaction ends. Workers of the queue therefore fetch one after another, and
 /// the next statement counts all jobs that other workers have fetched.
 const LOCK_LIMITS: &str = "SELECT paused, max_running, max_running_per_key, rate_jobs, rate_seconds,
-    least(rate_jobs, rate_left + extract(epoch FROM clock_timestamp() - rate_at)::float8 * rate_jobs / rate_seconds) AS allowed
+    least(rate_jobs, rate_left + greatest(0, extract(epoch FROM clock_timestamp() - rate_at)::float8) * rate_jobs / rate_seconds) AS allowed
     FROM @queues WHERE name = $1 FOR UPDATE";
 
 const RUNNING: &str = "SELECT count(*) FROM @jobs WHERE worker IS NOT NULL AND state = 'running' AND queue = $1";

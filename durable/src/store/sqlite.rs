@@ -266,7 +266,7 @@ const FETCH: &str = "UPDATE background_tasks_jobs SET state = 'running', run = r
     RETURNING id, queue, run, attempts, crashes, version, payload, checkpoint, priority, run_at, seq";
 
 const LIMITS: &str = "SELECT paused, max_running, max_running_per_key, rate_jobs, rate_seconds,
-    min(rate_jobs, rate_left + (?2 - rate_at) / 1000.0 * rate_jobs / rate_seconds) AS allowed,
+    min(rate_jobs, rate_left + max(0, ?2 - rate_at) / 1000.0 * rate_jobs / rate_seconds) AS allowed,
     (SELECT count(*) FROM background_tasks_jobs WHERE worker IS NOT NULL AND state = 'running' AND queue = ?1) AS running
     FROM background_tasks_queues WHERE name = ?1";
 

@@ -179,8 +179,8 @@ where
             ReadError::Invalid(text) => AttemptError::Failed(Failure::dead(text)),
         })?;
         let running = &lease.running;
-        let work = (self.handler)(Job { payload, id: JobId(job.id), attempt: lease.attempt, handle });
         let work = async {
+            let work = (self.handler)(Job { payload, id: JobId(job.id), attempt: lease.attempt, handle });
             match options.timeout {
                 None => Some(work.await),
                 Some(limit) => match select(pin!(work), Delay::new(limit)).await {
@@ -189,9 +189,10 @@ where
                 },
             }
         };
-        let result = match select(pin!(work), pin!(running.cancelled())).await {
-            Either::Left((result, _)) => result,
-            Either::Right(_) => return Err(AttemptError::Cancelled),
+        // `select` polls the cancellation first, so that the handler is not called if the job was cancelled before its start.
+        let result = match select(pin!(running.cancelled()), pin!(work)).await {
+            Either::Left(_) => return Err(AttemptError::Cancelled),
+            Either::Right((result, _)) => result,
         };
         let timed_out =
             || AttemptError::Failed(Failure::retry(format_args!("timed out after {:?}", options.timeout.unwrap_or_default())));

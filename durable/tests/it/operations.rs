@@ -242,6 +242,60 @@ async fn job_that_its_handler_completes_frees_its_limit_key() {
     .await;
 }
 
+/// The rate limit allows one job per day. The limit is removed while the worker waits for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn new_limits_replace_a_rate_that_a_worker_waits_for() {
+    on_each_store(async |jobs| {
+        let queue = jobs.queue::<Mail>("mail");
+        queue.set_limits(QueueLimits::default().rate(1, Duration::MAX)).await.unwrap();
+        let ids = queue.enqueue_all(vec![mail("ann"); 2]).await.unwrap();
+        let (registry, _) = registry();
+        queue.serve(&registry, options(), async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
+        timeout(HANG, queue.wait(ids[0])).await.unwrap().unwrap();
+        // The worker now tries to fetch the second job, and waits. If this takes longer, the test passes even if the worker would wait for
+        // the period.
+        sleep(Duration::from_millis(500)).await;
+        assert_eq!(queue.counts().await.unwrap().waiting, 1);
+        queue.set_limits(QueueLimits::default()).await.unwrap();
+        timeout(HANG, queue.wait(ids[1])).await.expect("the second job runs").unwrap();
+        registry.shutdown().await;
+    })
+    .await;
+}
+
+/// A worker has fetched a job, and the job waits for the end of another one. The job is cancelled meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn job_that_is_cancelled_before_its_start_never_starts() {
+    on_each_store(async |jobs| {
+        let queue = jobs.queue::<Mail>("mail");
+        let started = Arc::new(Mutex::new(Vec::new()));
+        let (all, release) = (started.clone(), Arc::new(Semaphore::new(0)));
+        let released = release.clone();
+        let handler = move |job: Job<Mail>| {
+            all.lock().unwrap().push(job.id());
+            let released = released.clone();
+            async move {
+                released.acquire().await.unwrap().forget();
+                Ok::<_, Infallible>(())
+            }
+        };
+        let (registry, losses) = registry();
+        let ids = queue.enqueue_all(vec![mail("ann"); 3]).await.unwrap();
+        queue.serve(&registry, options().concurrency(1).batch_size(10), handler).await.unwrap();
+        let is_held = async || {
+            let info = queue.info(ids[1]).await.unwrap().unwrap();
+            (info.status() == JobStatus::Running && !started.lock().unwrap().is_empty()).then_some(())
+        };
+        until("the worker holds the second job", is_held).await;
+        assert!(queue.cancel(ids[1]).await.unwrap());
+        release.add_permits(2);
+        timeout(HANG, queue.wait(ids[2])).await.unwrap().unwrap();
+        registry.shutdown().await;
+        assert_eq!((&*started.lock().unwrap(), losses.all()), (&vec![ids[0], ids[2]], vec![]));
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn rate_limits_the_starts_of_a_period() {
     on_each_store(async |jobs: Durable| {
