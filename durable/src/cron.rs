@@ -34,7 +34,7 @@ const KEY_PERIOD: Duration = Duration::from_hours(25);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MissedTicks {
-    /// Enqueues the job of the last missed tick.
+    /// Enqueues the job of the last missed tick, if the tick is less than a day old.
     #[default]
     Last,
     /// Enqueues the jobs of all missed ticks of the last day.
@@ -240,7 +240,10 @@ impl<T: Serialize + Send + 'static> Queue<T> {
                 };
                 let stored = loop {
                     match remember(None).await {
-                        Ok(stored) => break stored.and_then(|seconds| DateTime::from_timestamp(seconds, 0)),
+                        Ok(stored) => {
+                            outage.ended();
+                            break stored.and_then(|seconds| DateTime::from_timestamp(seconds, 0));
+                        }
                         Err(error) => {
                             outage.failed(error);
                             Delay::new(RETRY_DELAY).await;
@@ -255,9 +258,18 @@ impl<T: Serialize + Send + 'static> Queue<T> {
                         report(Error::MissedTicks(text).to_string().into());
                     }
                 };
+                // Returns the ticks of the last day that were missed. Reports older ticks as skipped.
+                let missed = |last: DateTime<Utc>, now: DateTime<Utc>, to: DateTime<Utc>| {
+                    let from = now - MAX_MISSED;
+                    if ticks.after(last).is_some_and(|tick| tick <= from) {
+                        let text = format!("all ticks of {:?} before {from} are skipped", schedule.text);
+                        report(Error::MissedTicks(text).to_string().into());
+                    }
+                    select_missed(ticks.between(last.max(from), to), schedule.missed)
+                };
                 let now = Utc::now();
                 let (mut due, skipped) = match stored {
-                    Some(last) => select_missed(ticks.between(last.max(now - MAX_MISSED), now), schedule.missed),
+                    Some(last) => missed(last, now, now),
                     None => (select_missed(ticks.between(now - MAX_LATENESS, now), MissedTicks::Last).0, 0),
                 };
                 skip(skipped, now);
@@ -274,10 +286,11 @@ impl<T: Serialize + Send + 'static> Queue<T> {
                                 Ok(Err(error @ Error::Encode(_))) => report(skipped_tick(tick, &error.to_string()).into()),
                                 Ok(Err(error)) => {
                                     outage.failed(error);
-                                    Delay::new(RETRY_DELAY).await;
                                     if Utc::now() - tick < MAX_MISSED {
+                                        Delay::new(RETRY_DELAY).await;
                                         continue;
                                     }
+                                    report(skipped_tick(tick, "it is more than a day old").into());
                                 }
                             }
                             break;
@@ -296,8 +309,7 @@ impl<T: Serialize + Send + 'static> Queue<T> {
                         continue;
                     }
                     let on_time = now - MAX_LATENESS;
-                    let (mut missed, skipped) =
-                        select_missed(ticks.between(last.max(now - MAX_MISSED), on_time.min(now)), schedule.missed);
+                    let (mut missed, skipped) = missed(last, now, on_time);
                     let current = ticks.between(last.max(on_time), now);
                     let superseded = schedule.missed == MissedTicks::Last && !current.is_empty();
                     let more = if superseded { std::mem::take(&mut missed).len() } else { 0 };

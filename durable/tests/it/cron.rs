@@ -97,6 +97,29 @@ async fn tick_that_is_not_stored_is_enqueued_once() {
     .await;
 }
 
+/// The last tick of a weekly schedule was missed two days ago.
+#[tokio::test(flavor = "multi_thread")]
+async fn missed_tick_that_is_too_old_is_reported() {
+    on_each_store(async |jobs| {
+        let day = seconds(SystemTime::now()) / 86400 - 2;
+        let number = (day + 4) % 7; // the first day of the epoch was a Thursday
+        let name = ["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"][usize::try_from(number).unwrap()];
+        let schedules = if jobs.sqlite_pool().is_some() { "background_tasks_schedules" } else { "background_tasks.schedules" };
+        let (key, last_tick) = (format!("0 0 3 * * {} *", number + 1), (day - 7) * 86400 + 3 * 3600);
+        sql(&jobs, &format!("INSERT INTO {schedules} VALUES ('weekly', '{key}', {last_tick})")).await;
+        let (registry, losses) = registry();
+        let queue = jobs.queue::<u64>("weekly");
+        queue.cron(&registry, format!("0 0 3 * * {name}").as_str(), seconds).unwrap();
+        until("the tick is reported", async || losses.all().into_iter().next().map(drop)).await;
+        registry.shutdown().await;
+        let (outcome, task, text) = &losses.all()[0];
+        assert_eq!((*outcome, *task), ("failed", "weekly cron"));
+        assert!(text.contains(&format!("all ticks of \"0 0 3 * * {name}\" before ")), "{text}");
+        assert_eq!((losses.all().len(), queue.counts().await.unwrap().waiting), (1, 0));
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn invalid_schedule_is_rejected() {
     on_each_store(async |jobs| {
