@@ -53,9 +53,14 @@ pub(super) async fn run(engine: &Arc<Engine>) {
 /// Stores the times that decide when this process renews its leases, and when it takes the jobs of dead workers.
 struct Pulse {
     last: Instant,
-    /// Before this time, this process does not treat other workers as dead. After an outage, it waits for one lease, because other workers
-    /// could not renew their leases during the outage either.
+    /// Before this time, this process does not treat other workers as dead. If it has missed a heartbeat, it waits for one lease, because
+    /// other workers may not have been able to renew their leases either.
     judges_from: Instant,
+}
+
+/// Returns whether a process has missed a heartbeat. `gap` is the time between its last two heartbeats.
+fn has_missed_beat(gap: Duration, lease: Duration) -> bool {
+    gap > lease / BEATS * 2
 }
 
 /// Renews the leases if a heartbeat is due, and waits until a notification arrives or the next heartbeat is due. Returns whether the leases
@@ -75,7 +80,7 @@ async fn beat(engine: &Arc<Engine>, heart: &mut Option<Box<dyn Heart>>, pulse: &
     let is_due = is_new || pulse.last.elapsed() >= interval;
     if is_due {
         let lost = with_timeout(limit, heart.beat(&engine.leases())).await?;
-        if pulse.last.elapsed() > lease {
+        if has_missed_beat(pulse.last.elapsed(), lease) {
             pulse.judges_from = Instant::now() + lease;
         }
         pulse.last = Instant::now();
@@ -107,4 +112,19 @@ async fn beat(engine: &Arc<Engine>, heart: &mut Option<Box<dyn Heart>>, pulse: &
     let wait = interval.saturating_sub(pulse.last.elapsed()).min(MAX_WAIT);
     engine.noticed(&heart.next_notice(wait, engine.poll_interval()).await?);
     Ok(is_due)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The lease of another worker may expire during an outage that is shorter than the lease, because its last heartbeat may have been
+    /// almost an interval before the outage.
+    #[test]
+    fn process_that_has_missed_a_beat_does_not_judge_others() {
+        let lease = Duration::from_secs(30);
+        for (seconds, has_missed) in [(6, false), (12, false), (13, true), (26, true)] {
+            assert_eq!(has_missed_beat(Duration::from_secs(seconds), lease), has_missed, "{seconds}");
+        }
+    }
 }
