@@ -123,13 +123,24 @@ impl<M: FnMut() -> F, F: Future<Output: TaskOutput>, T: Timer> Service<M, T> {
         let mut restarts = Restarts::new(restart);
         while !self.signal.is_triggered() {
             let completed = {
-                let mut max_backoff = pin!(self.timer.sleep(restarts.max_backoff));
-                let run = run(&mut self.make).await;
+                let mut was_long = false;
+                let run = {
+                    let mut max_backoff = pin!(self.timer.sleep(restarts.max_backoff));
+                    let mut run = pin!(run(&mut self.make));
+                    // The timers are polled before the run. Tokio limits the work of one poll. After a run has used up this limit, no
+                    // timer is ready.
+                    poll_fn(|cx| {
+                        was_long = was_long || has_elapsed(max_backoff.as_mut());
+                        restarts.forget_old();
+                        run.as_mut().poll(cx)
+                    })
+                    .await
+                };
                 let has_completed = matches!(&run, Ok(output) if output.error().is_none());
                 if self.signal.is_triggered() || (has_completed && !restart.after_completion) {
                     return finish(run);
                 }
-                if has_elapsed(max_backoff.as_mut()) {
+                if was_long {
                     restarts.next_delay = restarts.min_backoff;
                 }
                 if !restarts.try_add(&self.timer) {
@@ -277,12 +288,16 @@ impl<T: Timer> Restarts<T> {
         Self { policy, min_backoff, max_backoff, next_delay: min_backoff, random, recent: VecDeque::new() }
     }
 
-    /// Returns whether the limit allows one more restart. If the limit allows it, counts this restart.
-    fn try_add(&mut self, timer: &T) -> bool {
-        let Some(max_restarts) = self.policy.max_restarts else { return true };
+    /// Removes the restarts that are older than the time window of the limit.
+    fn forget_old(&mut self) {
         while self.recent.front_mut().is_some_and(|oldest| has_elapsed(oldest.as_mut())) {
             self.recent.pop_front();
         }
+    }
+
+    /// Returns whether the limit allows one more restart. If the limit allows it, counts this restart.
+    fn try_add(&mut self, timer: &T) -> bool {
+        let Some(max_restarts) = self.policy.max_restarts else { return true };
         let may_restart = self.recent.len() < max_restarts;
         if may_restart {
             self.recent.push_back(Box::pin(timer.sleep(self.policy.window)));

@@ -184,6 +184,38 @@ fn shortest_delay_and_period_are_one_millisecond() {
     assert_eq!(registry.in_flight(), 4);
 }
 
+/// Tokio limits the work of one poll. After a run has used up this limit, the timer is not ready until the next poll.
+#[test]
+fn long_run_that_uses_up_its_poll_may_restart_without_a_long_delay() {
+    let (fake, is_used_up) = (Fake::default(), Arc::new(AtomicBool::new(false)));
+    let (timer, is_late) = (fake.timer.clone(), is_used_up.clone());
+    let spawner = WithTimer(fake.tasks.clone(), move |duration| {
+        let (mut sleep, is_late) = (timer.sleep(duration), is_late.clone());
+        poll_fn(move |cx| if is_late.load(Ordering::Relaxed) { Poll::Pending } else { poll(&mut sleep, cx.waker()) })
+    });
+    let registry = Registry::new(spawner);
+    let uses_up = is_used_up.clone();
+    let (make, started) = counted(move |n| {
+        let (uses_up, mut polls) = (uses_up.clone(), n);
+        poll_fn(move |_| {
+            if n == 1 && std::mem::replace(&mut polls, 0) > 0 {
+                return Poll::Pending;
+            }
+            uses_up.store(n == 1, Ordering::Relaxed);
+            Poll::Ready(Err::<(), _>("no connection"))
+        })
+    });
+    registry.service(Restart::on_failure().backoff(SECOND, SECOND * 8).at_most(1, SECOND * 60), make);
+    fake.tasks.poll_all();
+    fake.advance(SECOND); // the second run starts
+    fake.advance(SECOND * 70); // the second run ends
+    is_used_up.store(false, Ordering::Relaxed);
+    fake.tasks.poll_all();
+    assert_eq!((started.load(Ordering::Relaxed), registry.in_flight()), (2, 1));
+    fake.advance(SECOND);
+    assert_eq!(started.load(Ordering::Relaxed), 3);
+}
+
 #[test]
 fn limit_counts_only_restarts_within_the_window() {
     let fake = Fake::default();
