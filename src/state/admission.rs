@@ -225,17 +225,26 @@ impl RegistryState {
         self.count_rejection();
         let kind = self.settings.has(INSPECTED).then_some(info.kind);
         let task = TaskInfo { kind, ..TaskInfo::new(info.location, info.name) };
-        // While an observer handles this rejection, it can itself start a task that is rejected. This second rejection is not
-        // reported, because its report could cause a third rejection, and so on forever.
-        if self.is_observed() && !IS_REPORTING.with(|is_reporting| is_reporting.replace(true)) {
-            self.notify_observers(|observer| observer.lost(&task, &Loss::Rejected(reason)));
-            IS_REPORTING.with(|is_reporting| is_reporting.set(false));
-        }
+        self.report_loss(&task, &Loss::Rejected(reason));
         if info.critical {
             self.start_shutdown_after_loss(task);
         }
         reason
     }
+
+    /// Reports a loss to the observers. An observer can itself cause a loss on its thread, for example with a task that is rejected.
+    /// Such a nested loss is reported only up to a depth, because otherwise reports could cause losses forever.
+    pub(super) fn report_loss(&'static self, task: &TaskInfo, loss: &Loss<'_>) {
+        let depth = REPORT_DEPTH.with(|depth| depth.get());
+        let max_depth = if matches!(loss, Loss::Rejected(_)) { 1 } else { MAX_REPORT_DEPTH };
+        if depth < max_depth {
+            REPORT_DEPTH.with(|current| current.set(depth + 1));
+            self.notify_observers(|observer| observer.lost(task, loss));
+            REPORT_DEPTH.with(|current| current.set(depth));
+        }
+    }
 }
 
-per_thread!(static IS_REPORTING: bool = false);
+/// The number of reports of losses that are in progress on a thread.
+per_thread!(static REPORT_DEPTH: u8 = 0);
+const MAX_REPORT_DEPTH: u8 = 8;

@@ -304,8 +304,7 @@ impl Token {
         });
         let state = self.state();
         if state.is_observed() {
-            let task = self.info();
-            state.notify_observers(|observer| observer.lost(&task, &loss.as_loss()));
+            state.report_loss(&self.info(), &loss.as_loss());
         }
     }
 

@@ -32,7 +32,7 @@ const MAY_NAME_ORDERINGS: [&str; 4] = ["state", "sync", "platform", "conformance
 const MAX_CFG_ATTRIBUTES: usize = 12;
 
 /// The core must have fewer lines of code than this number. Blank lines and comments do not count.
-const MAX_LINES_OF_CODE: usize = 4850;
+const MAX_LINES_OF_CODE: usize = 4880;
 /// The modules whose lines do not count: the modules outside the core, and the platform that only models compile.
 const NOT_COUNTED: [&str; 4] = ["adapters", "conformance", "guide", "platform/model.rs"];
 

@@ -2,7 +2,7 @@
 //! while the registry holds no lock. A panic of an observer does not affect a task.
 use crate::common::{Fake, HANG, Manual, Owns, PanicDrop, counts, panic_quietly, poll_once};
 use background_tasks::{
-    BlockingSpawner, LocalSpawner, Loss, Observer, Registry, RejectReason, Restart, Spawner, Summary, TaskInfo,
+    BlockingSpawner, DynSpawner, LocalSpawner, Loss, Observer, Registry, RejectReason, Restart, Spawner, Summary, TaskInfo,
 };
 use std::fmt;
 use std::future::{pending, ready};
@@ -403,6 +403,30 @@ impl Observer for RunOnRejection {
         let registry = self.0.lock().unwrap().clone().unwrap();
         registry.run(async { unreachable!("the registry is full") });
     }
+}
+
+/// A runtime that has shut down drops each new task. The observer starts a task for each loss.
+#[test]
+fn losses_caused_by_an_observer_are_reported_up_to_a_depth() {
+    #[derive(Default)]
+    struct RunOnLoss(Mutex<Option<Registry<DynSpawner<()>>>>, AtomicUsize);
+    impl Observer for RunOnLoss {
+        fn lost(&self, _: &TaskInfo, _: &Loss<'_>) {
+            // With this limit, a failure of this test does not overflow the stack.
+            if self.1.fetch_add(1, SeqCst) < 50 {
+                let registry = self.0.lock().unwrap().clone();
+                registry.unwrap().run(pending::<()>());
+            }
+        }
+    }
+    let observer = Arc::new(RunOnLoss::default());
+    let registry = Registry::builder(DynSpawner::from_fn(drop)).observer(observer.clone()).build();
+    *observer.0.lock().unwrap() = Some(registry.clone());
+    for round in 1..=2 {
+        registry.run(pending::<()>());
+        assert_eq!((observer.1.load(SeqCst), registry.summary().abandoned), (8 * round, 9 * round as u64));
+    }
+    observer.0.lock().unwrap().take();
 }
 
 #[test]
