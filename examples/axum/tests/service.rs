@@ -153,7 +153,7 @@ fn service_is_not_ready_after_the_signal() {
     let mut late = service.connect();
     start_sign_up(&mut late, 15);
     service.process.terminate();
-    service.process.line("asked to stop: the drain starts in 3600.0s");
+    service.process.line("asked to stop by SIGTERM: the drain starts in 3600.0s");
     for client in [&mut open, &mut service.connect()] {
         assert_eq!(get(client, "/readyz"), (503, "draining\n".into()));
         assert_eq!(get(client, "/healthz"), (200, "alive\n".into()));
