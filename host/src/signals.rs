@@ -141,7 +141,7 @@ pub fn request_stop() {
     request_stop_by("`request_stop`");
 }
 
-/// Asks this process to stop. `source` is the part of the log line that says who asks.
+/// Asks this process to stop. `source` is its name in the log.
 pub(crate) fn request_stop_by(source: &'static str) {
     let handlers = lock(&HANDLERS);
     if handlers.requested_at.is_none() {
