@@ -75,8 +75,9 @@ impl<S> RegistryBuilder<S> {
     /// [`Registry::abort_task`] can abort these tasks.
     ///
     /// An inspected registry takes a timestamp for each task, and each task occupies a slot: a table entry with information about
-    /// the task. When a task ends, another task can reuse its slot. The memory of slots is never freed, so it is bounded by the
-    /// largest number of tasks that were in flight simultaneously.
+    /// the task. When a task ends, another task can reuse its slot. The memory of slots is never freed. Each shard of the registry
+    /// (about four for each core) has its own slots, as many as the largest number of its tasks that were in flight simultaneously.
+    /// A child registry has one shard. When a child has drained, a later child reuses this shard with its slots.
     pub fn inspect(mut self) -> Self {
         self.settings.flags |= INSPECTED;
         self

@@ -27,7 +27,8 @@ impl<S: Clone> Registry<S> {
     /// You can create a child while this registry is draining. The shutdown signal of this child is already triggered, but the
     /// child does not drain yet: it accepts tasks, even if none of its tasks is in flight. The child starts to drain when its last
     /// handle is dropped, or when you start its own shutdown, for example with `child.shutdown()`. A server that creates a child
-    /// for each request needs this rule: a request that arrives during the drain can still start its tasks.
+    /// for each request needs this rule: a request that arrives during the drain can still start its tasks. The same rule applies
+    /// to the children of such a child: its shutdown does not reach them, and waits until their last handles are dropped.
     ///
     /// If this registry has drained, the new child is also drained. In this case, this registry counts and reports a rejection.
     ///
@@ -42,8 +43,9 @@ impl<S: Clone> Registry<S> {
     /// outcomes are added to the summary of its parent.
     ///
     /// If a [limit](crate::RegistryBuilder::max_in_flight) applies to this registry, the same limit applies to the tasks of the
-    /// child: each of them takes a permit. The child itself takes no permit. [`child_with_limit`](Self::child_with_limit) returns a
-    /// child with a separate limit.
+    /// child: each of them takes a permit. The child itself takes no permit, so it counts towards the maximum number of tasks
+    /// [without a permit](Self::without_permit). Beyond this maximum, a new child is drained from the start.
+    /// [`child_with_limit`](Self::child_with_limit) returns a child with a separate limit.
     ///
     /// The loss of a [critical](Self::critical) task starts the shutdown of the registry that the task belongs to. The options
     /// [`shutdown_on_panic`](crate::RegistryBuilder::shutdown_on_panic) and
