@@ -196,3 +196,13 @@ fn child_takes_at_most_512_bytes() {
     let reused = measure(|| (0..CHILDREN).for_each(|_| drop(registry.child().guard())));
     assert_eq!(reused.count_total, 0, "the states of drained children are reused");
 }
+
+/// The waiters of other registries must not make a child expensive, because each request may have a child.
+#[test]
+fn child_among_many_waiters_does_not_allocate() {
+    let registry = Registry::builder(DynSpawner::<()>::from_fn(drop)).max_in_flight(1).build();
+    let _permit = registry.guard().unwrap();
+    let mut waiters = [(); 100].map(|()| Box::pin(registry.run_when_ready(async {})));
+    assert!(waiters.iter_mut().all(|waiter| poll_once(waiter).is_pending()));
+    assert_eq!(measure_warm(|| drop(registry.child())).count_total, 0);
+}

@@ -245,6 +245,6 @@ impl RegistryState {
     }
 }
 
-/// The number of reports of losses that are in progress on a thread.
+// The number of reports of losses that are in progress on a thread.
 per_thread!(static REPORT_DEPTH: u8 = 0);
 const MAX_REPORT_DEPTH: u8 = 8;

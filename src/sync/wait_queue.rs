@@ -22,7 +22,7 @@
 use super::gate::{Gate, Permit, Refused};
 use crate::platform::{Mutex, const_unless_loom, drop_quietly, wake};
 use alloc::collections::BTreeMap;
-use core::mem::take;
+use alloc::vec::Vec;
 use core::task::{Poll, Waker};
 
 /// The position of a waiter in the queue. A waiter that arrives later has a higher ticket.
@@ -127,15 +127,17 @@ impl WaitQueue {
     pub(crate) fn close(&self, gate: &Gate, limit: usize, owner: Owner, is_drained: impl Fn() -> bool) {
         let (removed, next) = self.0.with(|waiters| {
             let is_drained = is_drained();
-            let is_kept = |waiter: &Waiter| waiter.owner != owner || (waiter.is_follow_up && !is_drained);
-            let (kept, removed) = take(&mut waiters.queue).into_iter().partition(|(_, waiter)| is_kept(waiter));
-            waiters.queue = kept;
+            let mut removed = Vec::new();
+            waiters.queue.retain(|_, waiter| {
+                let is_kept = waiter.owner != owner || (waiter.is_follow_up && !is_drained);
+                if !is_kept {
+                    removed.push(waiter.waker.take());
+                }
+                is_kept
+            });
             (removed, waiters.waker_after_removal(gate, limit))
         });
-        for waiter in removed.into_values() {
-            wake(waiter.waker);
-        }
-        wake(next);
+        removed.into_iter().chain([next]).for_each(wake);
     }
 }
 
