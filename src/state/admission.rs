@@ -9,6 +9,7 @@ use crate::report::{Loss, RejectReason, SpawnInfo, TaskInfo};
 use crate::sync::gate::{Permit, Refused};
 use crate::sync::slot_table::TokenTarget;
 use crate::sync::wait_queue::{LimitedGate, Owner, Ticket, WaitQueue};
+use core::cell::Cell;
 use core::ptr;
 use core::task::{Poll, Waker};
 
@@ -235,7 +236,7 @@ impl RegistryState {
     /// Reports a loss to the observers. An observer can itself cause a loss on its thread, for example with a task that is rejected.
     /// Such a nested loss is reported only up to a depth, because otherwise reports could cause losses forever.
     pub(super) fn report_loss(&'static self, task: &TaskInfo, loss: &Loss<'_>) {
-        let depth = REPORT_DEPTH.with(|depth| depth.get());
+        let depth = REPORT_DEPTH.with(Cell::get);
         let max_depth = if matches!(loss, Loss::Rejected(_)) { 1 } else { MAX_REPORT_DEPTH };
         if depth < max_depth {
             REPORT_DEPTH.with(|current| current.set(depth + 1));
