@@ -175,7 +175,7 @@ async fn errors_name_their_cause(queue: &Sqs) {
     assert!(error.to_string().contains("The specified queue does not exist"), "{error}");
     assert!(missing.is_void(&error));
 
-    let address = format!("http://127.0.0.1:{}", crate::server::free_port());
+    let address = format!("http://127.0.0.1:{}", testing::free_port());
     let unreachable = SqsQueue::new(sqs_client(&address), &queue.queue, queue.dead(), LEASE);
     let error = unreachable.receive(1).await.unwrap_err();
     assert!(error.to_string().contains("Connection refused"), "{error}");
