@@ -384,14 +384,21 @@ fn expect_reports<F: fmt::Debug + Copy + Send + Sync>(
                 // If a check is expected to hang, its time limit is short.
                 let hangs = move |checked: &str| observed == HANGS && checked.contains(requirement);
                 let time_limit = move |checked: &str| if hangs(checked) { Duration::from_secs(5) } else { TIME_LIMIT };
-                let report = catch(|| check(Suite { time_limit: Box::new(time_limit) }, flaw)).err();
-                let report = report.as_deref().unwrap_or("no report");
-                assert!(report.contains(requirement) && report.contains(observed), "{flaw:?} is reported as: {report}");
+                // A pause of the machine can hide a flaw, so the suite runs up to three times.
+                let runs = if requirement == NO_REPORT { 1 } else { 3 };
+                let mut report = String::new();
+                let is_expected = (0..runs).any(|_| {
+                    let result = catch(|| check(Suite { time_limit: Box::new(time_limit) }, flaw));
+                    report = result.err().unwrap_or_else(|| NO_REPORT.into());
+                    report.contains(requirement) && report.contains(observed)
+                });
+                assert!(is_expected, "{flaw:?} is reported as: {report}");
             });
         }
     });
 }
 
+const NO_REPORT: &str = "no report";
 const HANGS: &str = "Observed: the check did not finish within 5s";
 
 #[test]
@@ -404,7 +411,7 @@ fn broken_spawner_is_reported_with_violated_requirement() {
     expect_reports(
         check,
         &[
-            (Flaw::None, "no report", ""),
+            (Flaw::None, NO_REPORT, ""),
             (Flaw::PollsInsideSpawn, returns, "ThreadExecutor> violates its contract. Required: "),
             (Flaw::PollsInsideSpawnInTasks, "from tasks, and polls no task", "Observed: a task was polled inside `spawn`"),
             (Flaw::WaitsInsideSpawn, returns, HANGS),
@@ -425,7 +432,7 @@ fn broken_local_spawner_is_reported_with_violated_requirement() {
     expect_reports(
         |suite, flaw| suite.local_spawner(move || LocalExecutor::new(flaw)),
         &[
-            (Flaw::None, "no report", ""),
+            (Flaw::None, NO_REPORT, ""),
             (
                 Flaw::PollsInsideSpawn,
                 "`spawn_local` returns without polling the task",
@@ -448,7 +455,7 @@ fn broken_blocking_spawner_is_reported_with_violated_requirement() {
     expect_reports(
         |suite, flaw| suite.blocking_spawner(move || BlockingThreads::new(flaw)),
         &[
-            (Flaw::None, "no report", ""),
+            (Flaw::None, NO_REPORT, ""),
             (Flaw::PollsInsideSpawn, returns, "BlockingThreads violates its contract. Required: "),
             (Flaw::WaitsInsideSpawn, returns, HANGS),
             (Flaw::PollsOnce, "each closure is called", ""),
@@ -467,7 +474,7 @@ fn broken_timer_is_reported_with_violated_requirement() {
     expect_reports(
         |suite, flaw| suite.timer(move || (ThreadTimer::new(flaw), |main| block_on(main))),
         &[
-            (TimerFlaw::None, "no report", ""),
+            (TimerFlaw::None, NO_REPORT, ""),
             (TimerFlaw::BlocksInSleep, "`sleep` and each poll of its future return immediately", HANGS),
             (TimerFlaw::BlocksInPoll, "`sleep` and each poll of its future return immediately", HANGS),
             (TimerFlaw::NeverWakes, in_time, HANGS),

@@ -107,6 +107,11 @@ impl Client {
         self.stream.get_mut().write_all(bytes)
     }
 
+    /// Waits until the first bytes of the response have arrived.
+    pub fn wait_for_response(&mut self) -> io::Result<()> {
+        self.stream.fill_buf().map(drop)
+    }
+
     pub fn response(&mut self) -> io::Result<Response> {
         let status = self.line()?.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
         let status = status.ok_or(ErrorKind::InvalidData)?;

@@ -7,6 +7,7 @@ mod console;
 mod http;
 #[cfg(unix)]
 mod notify_socket;
+mod port;
 mod process;
 #[cfg(unix)]
 mod skip;
@@ -20,6 +21,7 @@ pub use console::{Signal, raise_ctrl_c, raise_ctrl_c_on_request};
 pub use http::{Client, Response};
 #[cfg(unix)]
 pub use notify_socket::NotifySocket;
+pub use port::free_port;
 pub use process::{Ended, Line, PATIENCE, Process, poll_until, poll_until_ok, poll_until_some};
 #[cfg(unix)]
 pub use process::{Signal, only_child, prefixed, with_open_files};

@@ -1,6 +1,6 @@
 //! Mounts small file systems in memory. Tests fill them or make them read-only.
 
-use crate::run_or_skip;
+use crate::{poll_until, run_or_skip};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use tempfile::TempDir;
@@ -22,10 +22,11 @@ impl Tmpfs {
         self.0.path()
     }
 
-    /// Makes the file system read-only (`ro`) or writable (`rw`).
+    /// Makes the file system read-only (`ro`) or writable (`rw`). Waits until no file is open for writing.
     pub fn remount(&self, mode: &str) {
         let options = format!("remount,{mode}");
-        assert!(Command::new("mount").args(["-o", &options]).arg(self.path()).status().unwrap().success());
+        let mount = || Command::new("mount").args(["-o", &options]).arg(self.path()).status().unwrap();
+        poll_until(&"the file system is busy", || mount().success());
     }
 }
 

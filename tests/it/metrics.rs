@@ -4,32 +4,29 @@ use background_tasks::{MetricsObserver, Registry, RegistryBuilder, Spawner, Summ
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use std::future::{pending, ready};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
-/// Returns the only exporter of this process. All tests share this exporter, so each test uses its own registry name.
-fn exporter() -> &'static PrometheusHandle {
-    static EXPORTER: OnceLock<PrometheusHandle> = OnceLock::new();
-    EXPORTER.get_or_init(|| PrometheusBuilder::new().install_recorder().unwrap())
+type Exporter = MutexGuard<'static, PrometheusHandle>;
+
+/// Returns the only exporter of this process. Each test uses its own registry name, because the exporter keeps the metrics of all tests.
+///
+/// Only one test has the exporter at a time, because a render can discard a sample that another thread records simultaneously.
+fn exporter() -> Exporter {
+    static EXPORTER: LazyLock<Mutex<PrometheusHandle>> =
+        LazyLock::new(|| Mutex::new(PrometheusBuilder::new().install_recorder().unwrap()));
+    EXPORTER.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Returns an inspected registry with a limit of 4 and a `MetricsObserver`, and the spawner that polls its tasks.
 fn observed(name: &'static str) -> (Manual, Registry<Manual>, MetricsObserver) {
-    exporter();
     let (manual, metrics) = (Manual::default(), MetricsObserver::new(name));
     (manual.clone(), Registry::builder(manual).observer(metrics).inspect().max_in_flight(4).build(), metrics)
 }
 
-/// Renders on only one thread at a time. During a render, new samples are missing in the output of a second render.
-fn render() -> String {
-    static RENDERING: Mutex<()> = Mutex::new(());
-    let _rendering = RENDERING.lock().unwrap_or_else(PoisonError::into_inner);
-    exporter().render()
-}
-
 /// Returns the sorted lines of one registry, without the label `registry` and without the prefix of this crate.
-fn rendered(registry: &str) -> Vec<String> {
+fn rendered(exporter: &Exporter, registry: &str) -> Vec<String> {
     let label = format!(r#"registry="{registry}""#);
-    let text = render();
+    let text = exporter.render();
     let matching = text.lines().filter(|line| line.contains(&label));
     let mut lines: Vec<_> = matching.map(|line| line.replace(&label, "…").replace("background_tasks_", "")).collect();
     lines.sort();
@@ -68,19 +65,20 @@ fn all_lines(completed: &str) -> Vec<&str> {
 
 #[test]
 fn every_outcome_is_rendered_exactly() {
+    let exporter = exporter();
     let (manual, registry, metrics) = observed("exact");
-    assert_eq!(rendered("exact").len(), 0);
+    assert_eq!(rendered(&exporter, "exact").len(), 0);
     run_every_outcome(&manual, &registry);
-    assert_eq!(rendered("exact"), LOSS_LINES, "the completion of a task must update no metric");
+    assert_eq!(rendered(&exporter, "exact"), LOSS_LINES, "the completion of a task must update no metric");
 
     for _ in 0..2 {
         metrics.record(&registry);
-        assert_eq!(rendered("exact"), all_lines(r#"total{…,outcome="completed",task=""} 2"#));
+        assert_eq!(rendered(&exporter, "exact"), all_lines(r#"total{…,outcome="completed",task=""} 2"#));
     }
 
     drop(registry.guard().unwrap());
     registry.start_shutdown();
-    let (drain, others): (Vec<_>, Vec<_>) = rendered("exact").into_iter().partition(|line| line.starts_with("drain"));
+    let (drain, others): (Vec<_>, Vec<_>) = rendered(&exporter, "exact").into_iter().partition(|line| line.starts_with("drain"));
     assert_eq!(
         others,
         all_lines(r#"total{…,outcome="completed",task=""} 3"#),
@@ -91,7 +89,7 @@ fn every_outcome_is_rendered_exactly() {
     assert!((0.0..60.0).contains(&sum), "{sum}");
     assert!(drain[2..].iter().all(|line| line.starts_with("drain_duration_seconds{…,quantile=")), "{drain:?}");
 
-    let text = render();
+    let text = exporter.render();
     let by_name = |line: &&str| line.contains("tasks_started") || line.contains("tasks_duration");
     let mut headers: Vec<_> = text.lines().filter(|line| line.starts_with('#') && !by_name(line)).collect();
     headers.sort_unstable();
@@ -108,8 +106,10 @@ fn every_outcome_is_rendered_exactly() {
 
 #[test]
 fn in_flight_gauge_keeps_the_last_recorded_value() {
+    let exporter = exporter();
     let (manual, registry, metrics) = observed("gauge");
-    let assert_gauge = |expected: &str| assert!(rendered("gauge").contains(&format!("in_flight{{…}} {expected}")), "{expected}");
+    let assert_gauge =
+        |expected: &str| assert!(rendered(&exporter, "gauge").contains(&format!("in_flight{{…}} {expected}")), "{expected}");
     let guard = registry.guard().unwrap();
     registry.run(async {});
     metrics.record(&registry);
@@ -127,6 +127,7 @@ fn in_flight_gauge_keeps_the_last_recorded_value() {
 
 #[test]
 fn outcome_counters_add_up_to_the_summary() {
+    let exporter = exporter();
     let (manual, registry, metrics) = observed("sums");
     for _ in 0..3 {
         run_every_outcome(&manual, &registry);
@@ -137,7 +138,7 @@ fn outcome_counters_add_up_to_the_summary() {
     // A call to `record` after the end of the drain must not change the metrics.
     metrics.record(&registry);
 
-    let lines = rendered("sums");
+    let lines = rendered(&exporter, "sums");
     let sum = |outcome: &str| -> u64 {
         let label = format!(r#"outcome="{outcome}""#);
         lines.iter().filter(|line| line.contains(&label)).map(|line| line.split(' ').nth(1).unwrap().parse::<u64>().unwrap()).sum()
@@ -267,14 +268,13 @@ fn each_run_of_a_service_is_counted_by_name_without_a_duration() {
 }
 
 /// Returns a registry with a label that is unique in this process, because all tests share the exporter.
-fn with_label<S>(builder: RegistryBuilder<S>) -> (&'static str, Registry<S>) {
+fn with_label<S>(builder: RegistryBuilder<S>) -> (Exporter, &'static str, Registry<S>) {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
-    exporter();
     let name: &'static str = format!("runtime-{}", NEXT.fetch_add(1, Ordering::Relaxed)).leak();
-    (name, builder.observer(MetricsObserver::new(name).by_name()).build())
+    (exporter(), name, builder.observer(MetricsObserver::new(name).by_name()).build())
 }
 
-fn metrics_by_name_agree_with_the_summary<S: Spawner>((name, registry): &(&'static str, Registry<S>)) {
+fn metrics_by_name_agree_with_the_summary<S: Spawner>((exporter, name, registry): &(Exporter, &'static str, Registry<S>)) {
     for _ in 0..100 {
         registry.named("mail").run(async {});
         registry.named("mail").run(ready(Err::<(), _>("intentional failure")));
@@ -282,7 +282,8 @@ fn metrics_by_name_agree_with_the_summary<S: Spawner>((name, registry): &(&'stat
     }
     // The observer must record the end of each task before the drain ends.
     assert_eq!(registry.shutdown().wait().completed, 200);
-    let lines: Vec<_> = rendered(name).into_iter().filter(|line| !line.contains("seconds{") && !line.contains("_sum")).collect();
+    let lines: Vec<_> =
+        rendered(exporter, name).into_iter().filter(|line| !line.contains("seconds{") && !line.contains("_sum")).collect();
     let expected = [
         "drain_duration_seconds_count{…} 1",
         r#"duration_seconds_count{…,task="",outcome="completed"} 100"#,

@@ -11,7 +11,7 @@ use std::fmt;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// Sets how many messages [`processes`] sends, and how many workers it kills, stops, aborts and freezes.
@@ -164,6 +164,8 @@ fn print_line(event: &str, message: &str) {
 
 struct Worker {
     process: Child,
+    /// Records the events of the process until its stdout closes.
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Worker {
@@ -171,7 +173,7 @@ impl Worker {
         let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
         let stdout = process.stdout.take().ok_or("no stdout")?;
         let events = events.clone();
-        thread::spawn(move || {
+        let reader = thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
                 let Some((event, message)) = line.split_once(' ') else { continue };
                 let Ok(message) = message.parse() else { continue };
@@ -179,12 +181,18 @@ impl Worker {
                 events.lock().unwrap_or_else(PoisonError::into_inner).push(event);
             }
         });
-        Ok(Self { process })
+        Ok(Self { process, reader: Some(reader) })
     }
 
     fn kill(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+        self.read_all();
+    }
+
+    /// Waits until the events of the exited process are recorded, so that the events of the next worker follow them.
+    fn read_all(&mut self) {
+        let _ = self.reader.take().map(JoinHandle::join);
     }
 
     fn signal(&self, signal: &str) {
@@ -199,7 +207,11 @@ impl Worker {
         }
         loop {
             match self.process.try_wait() {
-                Ok(Some(status)) if status.success() => return Ok(start.elapsed()),
+                Ok(Some(status)) if status.success() => {
+                    let elapsed = start.elapsed();
+                    self.read_all();
+                    return Ok(elapsed);
+                }
                 Ok(Some(status)) => return Err(format!("a worker ended with {status}")),
                 Ok(None) if start.elapsed() > Duration::from_secs(60) => return Err("a worker did not stop within 60 s".into()),
                 Ok(None) => Delay::new(Duration::from_millis(10)).await,
@@ -290,7 +302,8 @@ pub async fn processes<B: Broker>(broker: &B, mut command: impl FnMut() -> Comma
         let is_explained = match ends[earlier] {
             End::Killed | End::Frozen => true,
             End::Aborted => !has_ended,
-            End::Stopped => false,
+            // A frozen worker can start a message late: it has received the message before a later worker has.
+            End::Stopped => ends[event.worker] == End::Frozen && event.worker < earlier,
         };
         if !is_explained && !plan.broker_fails {
             let promise = "a message that was handled before the end of a drain does not return";

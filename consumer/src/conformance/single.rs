@@ -100,10 +100,18 @@ async fn arrives<B: Broker>(broker: &B) -> Check {
 async fn returns_if_empty<B: Broker>(broker: &B) -> Check {
     let source = broker.connect().await;
     source.receive(1).await.map_err(text)?; // may connect
-    let start = Instant::now();
-    let received = source.receive(1).await.map_err(text)?;
-    expect(received.is_empty(), || "a message".into())?;
-    expect(start.elapsed() < Duration::from_secs(1) + MARGIN, || format!("it took {:?}", start.elapsed()))
+    let mut shortest = Duration::MAX;
+    // A busy machine may delay a call. The check therefore uses the shortest of up to three calls.
+    for _ in 0..3 {
+        let start = Instant::now();
+        let received = source.receive(1).await.map_err(text)?;
+        expect(received.is_empty(), || "a message".into())?;
+        shortest = shortest.min(start.elapsed());
+        if shortest < Duration::from_secs(1) + MARGIN {
+            return Ok(());
+        }
+    }
+    Err(format!("each call took {shortest:?} or more"))
 }
 
 async fn returns_at_most<B: Broker>(broker: &B) -> Check {
@@ -141,7 +149,7 @@ async fn returns_promptly<B: Broker>(broker: &B) -> Check {
             Delay::new(source.poll_interval()).await;
         }
     }
-    expect(shortest < Duration::from_millis(200), || format!("each call took {shortest:?} or more"))
+    expect(shortest < Duration::from_millis(500), || format!("each call took {shortest:?} or more"))
 }
 
 async fn belongs_to_one<B: Broker>(broker: &B) -> Check {

@@ -14,11 +14,11 @@ use background_tasks_consumer::Source;
 use background_tasks_consumer::conformance::{self, Broker, Plan};
 use futures_util::FutureExt;
 use server::Server;
-use std::env;
+use std::path::Path;
 use std::process::{Command, ExitCode};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::thread;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use std::{env, fs, thread};
 use tokio::runtime::Runtime;
 
 /// A queue on a broker. A worker process opens the same queue with the same address and name.
@@ -43,6 +43,9 @@ enum Outage {
 async fn check<Q: Queue>(server: &mut Server, address: &str, outages: &[Outage]) -> bool {
     static COUNTER: AtomicUsize = AtomicUsize::new(0);
     let name = || format!("q{}", COUNTER.fetch_add(1, Ordering::Relaxed));
+    // A worker creates this file after it has connected.
+    let folder = Server::folder();
+    let connected = &folder.path().join("connected");
     let start = Instant::now();
     Q::check_details(address).await;
     if let Err(violation) = conformance::source(async || Q::open(address, &name()).await).await {
@@ -55,14 +58,14 @@ async fn check<Q: Queue>(server: &mut Server, address: &str, outages: &[Outage])
     }
     println!("{}: each promise holds ({:.0?})", Q::NAME, start.elapsed());
     let plan = if env::var_os("LONG").is_some() { Plan::long() } else { Plan::brief() };
-    let mut passed = run::<Q>(address, &name(), plan, "workers killed, stopped and frozen", &AtomicBool::default()).await;
+    let mut passed = run::<Q>(address, &name(), plan, "workers killed, stopped and frozen", connected).await;
     for &outage in outages {
         let (name, plan) = (name(), Plan::new(400).broker_fails());
         let what = format!("broker: {outage:?}");
-        let is_started = AtomicBool::new(false);
-        // Makes the broker fail shortly after the worker has started, because the worker handles messages for some seconds.
+        let _ = fs::remove_file(connected);
+        // Makes the broker fail shortly after the worker has connected, because the worker handles messages for some seconds.
         let fail = async {
-            while !is_started.load(Ordering::Relaxed) {
+            while !connected.exists() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
             tokio::time::sleep(Duration::from_millis(1500)).await;
@@ -71,7 +74,7 @@ async fn check<Q: Queue>(server: &mut Server, address: &str, outages: &[Outage])
                 Outage::Freeze => server.freeze(Duration::from_secs(5)),
             });
         };
-        let (held, ()) = futures_util::join!(run::<Q>(address, &name, plan, &what, &is_started), fail);
+        let (held, ()) = futures_util::join!(run::<Q>(address, &name, plan, &what, connected), fail);
         passed &= held;
     }
     passed
@@ -91,13 +94,12 @@ async fn repeated_ack<Q: Queue>(queue: &Q) -> Result<(), String> {
     }
 }
 
-async fn run<Q: Queue>(address: &str, name: &str, plan: Plan, what: &str, is_started: &AtomicBool) -> bool {
+async fn run<Q: Queue>(address: &str, name: &str, plan: Plan, what: &str, connected: &Path) -> bool {
     let start = Instant::now();
     let queue = Q::open(address, name).await;
     let worker = || {
-        is_started.store(true, Ordering::Relaxed);
         let mut command = Command::new(env::current_exe().expect("the program has a path"));
-        command.args(["worker", Q::NAME, address, name]);
+        command.args(["worker", Q::NAME, address, name]).arg(connected);
         command
     };
     match conformance::processes(&queue, worker, plan).await {
@@ -112,9 +114,9 @@ async fn run<Q: Queue>(address: &str, name: &str, plan: Plan, what: &str, is_sta
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = env::args().skip(1).collect();
-    if let [role, broker, address, name] = &arguments[..] {
+    if let [role, broker, address, name, connected] = &arguments[..] {
         assert_eq!(role, "worker");
-        runtime().block_on(work(broker, address, name));
+        runtime().block_on(work(broker, address, name, connected.as_ref()));
         return ExitCode::SUCCESS;
     }
     let selected = |name: &str| arguments.iter().all(|argument| argument.starts_with('-') || name.contains(&**argument));
@@ -154,18 +156,19 @@ fn test<Q: Queue>(program: &str, start: fn() -> Result<(Server, String), String>
     }
 }
 
-async fn work(broker: &str, address: &str, name: &str) {
+async fn work(broker: &str, address: &str, name: &str, connected: &Path) {
     match broker {
-        nats::Nats::NAME => serve::<nats::Nats>(address, name).await,
-        rabbitmq::Quorum::NAME => serve::<rabbitmq::Quorum>(address, name).await,
-        rabbitmq::Classic::NAME => serve::<rabbitmq::Classic>(address, name).await,
-        azure::Azure::NAME => serve::<azure::Azure>(address, name).await,
-        sqs::Sqs::NAME => serve::<sqs::Sqs>(address, name).await,
+        nats::Nats::NAME => serve::<nats::Nats>(address, name, connected).await,
+        rabbitmq::Quorum::NAME => serve::<rabbitmq::Quorum>(address, name, connected).await,
+        rabbitmq::Classic::NAME => serve::<rabbitmq::Classic>(address, name, connected).await,
+        azure::Azure::NAME => serve::<azure::Azure>(address, name, connected).await,
+        sqs::Sqs::NAME => serve::<sqs::Sqs>(address, name, connected).await,
         _ => panic!("unknown broker {broker}"),
     }
 }
 
-async fn serve<Q: Queue>(address: &str, name: &str) {
+async fn serve<Q: Queue>(address: &str, name: &str, connected: &Path) {
     let source = Q::open(address, name).await.connect().await;
+    fs::write(connected, "").expect("the folder exists");
     conformance::worker(&Registry::builder(TokioSpawner).inspect().build(), source).await;
 }

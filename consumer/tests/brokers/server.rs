@@ -1,12 +1,13 @@
 //! Starts the brokers as child processes on free ports. Each broker has its own process group, which is killed when the test ends.
 
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 use tempfile::TempDir;
+use testing::free_port;
 
 /// The time limit for the start of a server. It is longer than a server needs on a busy machine.
 const START_TIMEOUT: Duration = Duration::from_secs(100);
@@ -17,10 +18,6 @@ pub(crate) struct Server {
     port: u16,
     variables: Vec<(&'static str, String)>,
     folder: TempDir,
-}
-
-pub(crate) fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr()).expect("a free port").port()
 }
 
 impl Server {

@@ -145,6 +145,7 @@ async fn repeated_dead_letter_sends_one_copy(queue: &Sqs) {
 }
 
 async fn delay_beyond_the_limit_is_shortened(address: &str) {
+    let mut rejected = 0;
     for n in 0.. {
         let queue = Sqs::open(address, &format!("delay{n}")).await;
         let source = queue.connect().await;
@@ -152,7 +153,12 @@ async fn delay_beyond_the_limit_is_shortened(address: &str) {
         // while `receive` waits for it, so the two times are the same.
         let (received, ()) = futures_util::join!(source.receive(1), queue.send("1".into()));
         if let Some(Message { mut receipt, .. }) = received.unwrap().pop() {
-            source.release(&mut receipt, Release::After(Duration::from_secs(100_000))).await.unwrap();
+            // On a busy machine, moto sends the message earlier than `receive` returns it, and rejects the delay.
+            if let Err(error) = source.release(&mut receipt, Release::After(Duration::from_secs(100_000))).await {
+                rejected += 1;
+                assert!(error.to_string().contains("43200") && rejected < 5, "{error}");
+                continue;
+            }
             assert!(source.receive(1).await.unwrap().is_empty());
             return;
         }
@@ -175,7 +181,7 @@ async fn errors_name_their_cause(queue: &Sqs) {
     assert!(error.to_string().contains("The specified queue does not exist"), "{error}");
     assert!(missing.is_void(&error));
 
-    let address = format!("http://127.0.0.1:{}", crate::server::free_port());
+    let address = format!("http://127.0.0.1:{}", testing::free_port());
     let unreachable = SqsQueue::new(sqs_client(&address), &queue.queue, queue.dead(), LEASE);
     let error = unreachable.receive(1).await.unwrap_err();
     assert!(error.to_string().contains("Connection refused"), "{error}");

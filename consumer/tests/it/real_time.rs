@@ -62,7 +62,7 @@ impl Source for Counting {
 /// When the late response arrives, the lease of the message has expired, so another consumer may have the message.
 #[tokio::test]
 async fn message_that_arrives_after_its_lease_is_not_handled() {
-    let queue = MemoryQueue::new(Duration::from_secs(1));
+    let queue = MemoryQueue::new(Duration::from_secs(3));
     queue.send("");
     let (sender, mut attempts) = tokio::sync::mpsc::unbounded_channel();
     let handler = move |delivery: Delivery| {
@@ -79,7 +79,7 @@ async fn message_that_arrives_after_its_lease_is_not_handled() {
 #[test]
 fn handler_that_blocks_its_thread_keeps_its_lease() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let queue = MemoryQueue::new(Duration::from_secs(3));
+    let queue = MemoryQueue::new(Duration::from_secs(9));
     queue.send("");
     let source = Counting::new(&queue, false);
     let extensions = source.extensions.clone();

@@ -6,7 +6,7 @@ use crate::programs::{QUEUE, Work};
 use crate::record::{self, Death, Runs, now};
 use background_tasks_durable::{Durable, JobId, JobInfo, JobStatus, Queue, QueueCounts, sqlx};
 use sqlx::ConnectOptions as _;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::env;
 use std::fs;
 use std::future::Future;
@@ -169,6 +169,12 @@ impl Site {
             let mut connection = options.connect().await.unwrap();
             sqlx::raw_sql("BEGIN IMMEDIATE; ROLLBACK").execute(&mut connection).await.is_ok()
         })
+    }
+
+    /// Returns the jobs whose outcome is committed.
+    pub(crate) fn committed(&self) -> BTreeSet<String> {
+        let ids = "SELECT id FROM background_tasks.jobs WHERE state = 'done'";
+        self.wait(sqlx::query_scalar(ids).fetch_all(self.postgres())).unwrap().into_iter().collect()
     }
 
     fn postgres(&self) -> &sqlx::PgPool {

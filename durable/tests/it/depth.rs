@@ -70,13 +70,16 @@ async fn fetch_time_does_not_depend_on_the_depth_of_the_queue() {
         sql(&jobs, "DELETE FROM {jobs}").await;
         analyze(&jobs).await; // takes the statistics of an empty table
         fill(&jobs, "mail", "available", DEEP).await;
-        let deep = time_of(&jobs, 200).await;
+        // Other programs may use the machine, so the time is measured until it is short enough. A fetch that sorts the queue would always
+        // take 10 times as long.
+        let is_short = async || {
+            let deep = time_of(&jobs, 200).await;
+            eprintln!("200 jobs: shallow {shallow:?}, deep {deep:?}");
+            (deep < shallow * 4 + Duration::from_secs(1)).then_some(())
+        };
+        until("the time without statistics does not depend on the depth", is_short).await;
         analyze(&jobs).await;
-        let analyzed = time_of(&jobs, 200).await;
-        eprintln!("200 jobs: shallow {shallow:?}, deep {deep:?}, deep and analyzed {analyzed:?}");
-        // This limit is high, because other programs may use the machine. A fetch that sorts the queue would take 10 times as long.
-        assert!(deep < shallow * 4 + Duration::from_secs(1), "{shallow:?} {deep:?}");
-        assert!(analyzed < shallow * 4 + Duration::from_secs(1), "{shallow:?} {analyzed:?}");
+        until("the time with statistics does not depend on the depth", is_short).await;
     })
     .await;
 }
@@ -91,9 +94,13 @@ async fn jobs_that_are_not_due_cost_nothing() {
         fill(&jobs, "mail1", "retrying", DEEP).await;
         sql(&jobs, "UPDATE {jobs} SET queue = 'mail', priority = 9 WHERE queue = 'mail1'").await;
         analyze(&jobs).await;
-        sql(&jobs, "UPDATE {jobs} SET state = 'available' WHERE state = 'done'").await;
-        let deep = time_of(&jobs, 100).await;
-        assert!(deep < shallow * 3 + Duration::from_secs(1), "{shallow:?} {deep:?}");
+        until("the time does not depend on the jobs that are not due", async || {
+            sql(&jobs, "UPDATE {jobs} SET state = 'available' WHERE state = 'done'").await;
+            let deep = time_of(&jobs, 100).await;
+            eprintln!("200 jobs: shallow {shallow:?}, 100 jobs: deep {deep:?}");
+            (deep < shallow * 3 + Duration::from_secs(1)).then_some(())
+        })
+        .await;
     })
     .await;
 }
@@ -285,7 +292,7 @@ fn handler_that_blocks_its_thread_keeps_its_lease() {
                             Ok::<_, Infallible>(())
                         }
                     };
-                    let options = options().lease(Duration::from_secs(6));
+                    let options = options().lease(Duration::from_secs(10)).response_timeout(HANG);
                     jobs.queue::<Mail>("mail").serve(&registry, options, handler).await.unwrap();
                     let _ = ended.await;
                     registry.shutdown().await;
@@ -300,10 +307,11 @@ fn handler_that_blocks_its_thread_keeps_its_lease() {
             let id = jobs.queue::<Mail>("mail").enqueue(mail("blocks")).await.unwrap();
             (jobs, id)
         });
-        let (end, blocked) = process(Duration::from_secs(14));
+        let (end, blocked) = process(Duration::from_secs(23));
         runtime.block_on(until("the job runs", async || (runs.load(Ordering::SeqCst) == 1).then_some(())));
         let (other_end, other) = process(Duration::ZERO);
-        let info = runtime.block_on(jobs.queue::<Mail>("mail").wait(id)).unwrap().unwrap();
+        let info = runtime.block_on(async { timeout(HANG, jobs.queue::<Mail>("mail").wait(id)).await });
+        let info = info.expect("the job ends").unwrap().unwrap();
         assert_eq!((info.status(), info.attempts(), runs.load(Ordering::SeqCst)), (JobStatus::Done, 1, 1));
         drop((end, other_end));
         assert_eq!((blocked.join().unwrap(), other.join().unwrap()), (vec![], vec![]));
@@ -385,18 +393,31 @@ async fn suspect_runs_while_no_other_job_of_the_process_runs() {
     .await;
 }
 
+/// Measures up to three shutdowns. One of them must take less than a second, because other programs may use the machine.
+async fn one_takes_less_than_a_second(shutdown: impl AsyncFn() -> Duration) {
+    let mut times = Vec::new();
+    while times.last().is_none_or(|time| *time >= Duration::from_secs(1)) {
+        assert!(times.len() < 3, "{times:?}");
+        times.push(shutdown().await);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn shutdown_without_jobs_takes_less_than_a_second() {
     on_each_database(async |database| {
         for round in 0..10 {
-            let jobs = database.open().await;
-            let (registry, _) = registry();
-            let options = options().lease(Duration::from_secs(3)); // the worker sends a heartbeat every 0.6 seconds
-            jobs.queue::<Mail>("mail").serve(&registry, options, async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
-            sleep(Duration::from_millis(61 * round)).await;
-            let start = Instant::now();
-            registry.shutdown().await;
-            assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+            one_takes_less_than_a_second(async || {
+                let jobs = database.open().await;
+                let (registry, _) = registry();
+                let options = options().lease(Duration::from_secs(3)); // the worker sends a heartbeat every 0.6 seconds
+                let handler = async |_: Job<Mail>| Ok::<_, Infallible>(());
+                jobs.queue::<Mail>("mail").serve(&registry, options, handler).await.unwrap();
+                sleep(Duration::from_millis(61 * round)).await;
+                let start = Instant::now();
+                registry.shutdown().await;
+                start.elapsed()
+            })
+            .await;
         }
     })
     .await;
@@ -406,28 +427,32 @@ async fn shutdown_without_jobs_takes_less_than_a_second() {
 #[tokio::test(flavor = "multi_thread")]
 async fn shutdown_without_jobs_does_not_wait_for_a_lock() {
     on_each_database(async |database| {
-        let jobs = database.open().await;
-        let (registry, _) = registry();
-        jobs.queue::<Mail>("mail").serve(&registry, options(), async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
-        let other = database.open().await;
-        macro_rules! shut_down {
-            ($tx:expr) => {{
-                let tx = $tx;
-                let start = Instant::now();
-                registry.shutdown().await;
-                assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
-                tx.rollback().await.unwrap();
-            }};
-        }
-        match (other.sqlite_pool(), other.postgres_pool()) {
-            (Some(pool), _) => shut_down!(pool.begin_with("BEGIN IMMEDIATE").await.unwrap()),
-            (_, Some(pool)) => shut_down!({
-                let mut tx = pool.begin().await.unwrap();
-                sqlx::query("LOCK TABLE background_tasks.jobs, background_tasks.workers").execute(&mut *tx).await.unwrap();
-                tx
-            }),
-            _ => unreachable!(),
-        }
+        one_takes_less_than_a_second(async || {
+            let jobs = database.open().await;
+            let (registry, _) = registry();
+            jobs.queue::<Mail>("mail").serve(&registry, options(), async |_: Job<Mail>| Ok::<_, Infallible>(())).await.unwrap();
+            let other = database.open().await;
+            macro_rules! shut_down {
+                ($tx:expr) => {{
+                    let tx = $tx;
+                    let start = Instant::now();
+                    registry.shutdown().await;
+                    let took = start.elapsed();
+                    tx.rollback().await.unwrap();
+                    took
+                }};
+            }
+            match (other.sqlite_pool(), other.postgres_pool()) {
+                (Some(pool), _) => shut_down!(pool.begin_with("BEGIN IMMEDIATE").await.unwrap()),
+                (_, Some(pool)) => shut_down!({
+                    let mut tx = pool.begin().await.unwrap();
+                    sqlx::query("LOCK TABLE background_tasks.jobs, background_tasks.workers").execute(&mut *tx).await.unwrap();
+                    tx
+                }),
+                _ => unreachable!(),
+            }
+        })
+        .await;
     })
     .await;
 }

@@ -48,7 +48,7 @@ async fn no_job_starts_early() {
         for id in all.iter().chain([&later]) {
             let stored = queue.info(*id).await.unwrap().unwrap().due();
             let difference = stored.duration_since(due).expect("no job is due early");
-            assert!(difference <= Duration::from_secs(2), "{difference:?}");
+            assert!(difference <= Duration::from_mins(1), "{difference:?}");
         }
 
         let (registry, _) = registry();

@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 use tempfile::TempDir;
 use testing::Tmpfs;
-use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 #[test]
@@ -353,9 +352,7 @@ async fn concurrent_threads_create_the_tables_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn missing_server_is_unavailable() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    drop(listener);
+    let port = testing::free_port();
     let error = Durable::postgres(&format!("postgres://postgres@127.0.0.1:{port}/postgres")).await.unwrap_err();
     assert!(matches!(error, Error::Unavailable(_)), "{error:?}");
     let start = format!("127.0.0.1:{port}: the database server is unavailable: Connection refused");

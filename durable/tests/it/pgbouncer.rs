@@ -4,7 +4,7 @@ use crate::common::{HANG, Mail, TestDatabase, mail, registry, until};
 use background_tasks_durable::{Durable, Error, Job, JobStatus, WorkerOptions};
 use std::convert::Infallible;
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -24,7 +24,7 @@ impl PgBouncer {
         testing::run_or_skip("pgbouncer", &["pgbouncer", "--version"])?;
         let server = database.address.strip_prefix("postgres://postgres@127.0.0.1:").unwrap();
         let (server, name) = server.split_once('/').unwrap();
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let port = testing::free_port();
         let folder = TempDir::new().unwrap();
         let settings = format!(
             "[databases]\n{name} = host=127.0.0.1 port={server} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\

@@ -9,10 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
-/// Waits for the next losses and returns them, with `ID` in place of the job ID.
+/// Waits for the next losses and returns them sorted, with `ID` in place of the job ID. An attempt may report its loss after the next
+/// attempt has.
 async fn reports(losses: &Losses, before: usize, expected: usize, id: JobId) -> Vec<(&'static str, &'static str, String)> {
     until("the losses are reported", async || (losses.all().len() >= before + expected).then_some(())).await;
-    let new = losses.all().split_off(before);
+    let mut new = losses.all().split_off(before);
+    new.sort();
     new.into_iter().map(|(outcome, name, text)| (outcome, name, text.replace(&id.to_string(), "ID"))).collect()
 }
 
@@ -23,7 +25,7 @@ async fn serve(jobs: &Durable, queue: &Queue<Mail>, registry: &Registry<TokioSpa
         let (jobs, permits) = (jobs.clone(), permits.clone());
         async move {
             match &*job.to {
-                "fails" => return Err(Failure::retry_after("no route", Duration::from_secs(8))),
+                "fails" => return Err(Failure::retry_after("no route", Duration::from_hours(1))),
                 "fails thrice" => return Err(Failure::retry("no route")),
                 "is invalid" => return Err(Failure::dead("no such address")),
                 "panics" => panic_quietly("oh"),
@@ -55,7 +57,7 @@ async fn each_loss_names_its_job_its_attempt_and_what_comes_next() {
         sql(&jobs, &format!("INSERT INTO {{workers}} VALUES ('another', 'mail', {never})")).await;
         let discarded = "the outcome is discarded because the lease had expired, and the job runs again";
         let table = [
-            ("fails", "failed", vec!["attempt 1 of 3: no route; retried in 8.0s".to_owned()]),
+            ("fails", "failed", vec!["attempt 1 of 3: no route; retried in 3600.0s".to_owned()]),
             (
                 "fails thrice",
                 "failed",

@@ -181,6 +181,7 @@ async fn abort_outside_a_shutdown_is_a_failed_attempt() {
         let info = until("the job has failed", async || queue.info(id).await.unwrap().filter(|info| info.error().is_some())).await;
         assert_eq!((info.status(), info.attempts(), info.error()), (JobStatus::Retrying, 1, Some("the task was aborted")));
         assert!(info.due() > std::time::SystemTime::now() + Duration::from_secs(1000), "the job waits for its backoff");
+        until("the loss is reported", async || (!losses.all().is_empty()).then_some(())).await;
         assert_eq!(losses.all(), [("aborted", "mail", String::new())]);
 
         // Aborts all tasks during the last attempt of the job. The worker must continue.

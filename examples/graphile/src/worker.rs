@@ -14,7 +14,7 @@ use tracing::info;
 const CONCURRENCY: usize = 4;
 
 /// After the grace period, the engine has this time to return interrupted jobs to the queue.
-pub(crate) const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
+pub(crate) const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The values that the job handlers use.
 #[derive(Debug, Clone)]
@@ -67,7 +67,7 @@ pub(crate) async fn work(service: Service, lease: Duration, grace: Duration) -> 
     select! {
         ended = worker.run() => ended.map_err(|error| chain(&error)),
         // If the engine cannot commit an outcome, it stops. The stopped engine tries for minutes to return the fetched jobs to the
-        // queue. This branch does not wait that long: it returns an error one second after the grace period.
+        // queue. This branch does not wait that long: it returns an error five seconds after the grace period.
         () = async { stopping.await; sleep(grace + RELEASE_TIMEOUT).await } => Err("the database does not respond".to_owned()),
     }
 }

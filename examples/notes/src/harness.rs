@@ -20,6 +20,7 @@ use background_tasks::TaskId;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 use testing::{Client, Line, poll_until_some};
 
@@ -40,9 +41,6 @@ macro_rules! service_tests {
             half_a_request_body_does_not_use_up_the_grace_period
             failed_write_is_reported_and_counted
             tasks_are_listed
-            straggler_is_aborted
-            blocked_write_does_not_delay_exit
-            service_with_straggler_exits_within_a_second_of_the_deadline
             slow_client_does_not_affect_others
             second_signal_exits_immediately
             signal_during_start_up
@@ -62,13 +60,31 @@ macro_rules! service_tests {
             idle_connections_and_a_slow_disk_do_not_lose_accepted_notes
             foreign_hosts_are_refused
         }
+        // After its deadline, the service exits in time, even if it has not written all lines. If the machine delays the service, such
+        // a test fails. Therefore only one of three attempts must pass.
+        $crate::service_tests! { $path, 3;
+            straggler_is_aborted
+            blocked_write_does_not_delay_exit
+            service_with_straggler_exits_within_a_second_of_the_deadline
+        }
     };
-    ($path:expr; $($test:ident)*) => {$(
+    ($path:expr; $($test:ident)*) => {
+        $crate::service_tests! { $path, 1; $($test)* }
+    };
+    ($path:expr, $attempts:literal; $($test:ident)*) => {$(
         #[test]
         fn $test() {
-            $crate::harness::$test($crate::harness::Program { path: $path, tmp: env!("CARGO_TARGET_TMPDIR") });
+            let program = $crate::harness::Program { path: $path, tmp: env!("CARGO_TARGET_TMPDIR") };
+            $crate::harness::one_attempt_passes($attempts, || $crate::harness::$test(program));
         }
     )*};
+}
+
+/// Runs a test up to `attempts` times, until it passes. Panics as the last attempt does.
+pub fn one_attempt_passes(attempts: usize, test: impl Fn()) {
+    if !(1..attempts).any(|_| catch_unwind(AssertUnwindSafe(&test)).is_ok()) {
+        test();
+    }
 }
 
 /// The program that runs the service on one runtime.

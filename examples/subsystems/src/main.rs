@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use std::{error::Error, io, mem};
+use std::{error::Error, io};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -75,8 +75,8 @@ fn start_archive(archive: &Tasks) -> Receipts {
 }
 
 fn file(receipts: &Receipts) {
-    let receipts = mem::take(&mut *receipts.lock().unwrap());
-    for receipt in receipts {
+    // Keeps the lock while it prints, so that the last receipts are printed after the receipts of a sweep.
+    for receipt in receipts.lock().unwrap().drain(..) {
         println!("archive: filed {receipt}");
     }
 }

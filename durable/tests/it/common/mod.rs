@@ -135,6 +135,13 @@ impl Losses {
     pub(crate) fn all(&self) -> Vec<RecordedLoss> {
         self.0.lock().unwrap().clone()
     }
+
+    /// Does the same as [`all`](Self::all), but sorts the losses. An attempt may report its loss after the next attempt has.
+    pub(crate) fn sorted(&self) -> Vec<RecordedLoss> {
+        let mut all = self.all();
+        all.sort();
+        all
+    }
 }
 
 impl Observer for Losses {

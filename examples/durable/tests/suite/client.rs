@@ -65,8 +65,18 @@ pub(crate) fn sign_up(at: SocketAddr, address: &str) -> Response {
 /// Waits until the status of a sign-up is final. Returns all its events.
 #[track_caller]
 pub(crate) fn events(from: SocketAddr, path: &str) -> Vec<Value> {
-    let stream = get(from, &format!("{path}/events"));
+    events_while(from, path, || ()).0
+}
+
+/// Does the same as [`events`], but calls `then` when the response has started. Also returns the result of `then`.
+#[track_caller]
+pub(crate) fn events_while<T>(from: SocketAddr, path: &str, then: impl FnOnce() -> T) -> (Vec<Value>, T) {
+    let mut client = Client::connect(from).unwrap();
+    client.send(format!("GET {path}/events HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes()).unwrap();
+    client.wait_for_response().unwrap();
+    let result = then();
+    let stream = client.response().unwrap();
     assert_eq!((stream.status, stream.header("content-type")), (200, Some("text/event-stream")), "{stream:?}");
     let data = stream.text().lines().filter_map(|line| line.strip_prefix("data: "));
-    data.map(|data| serde_json::from_str(data).unwrap()).collect()
+    (data.map(|data| serde_json::from_str(data).unwrap()).collect(), result)
 }
