@@ -298,9 +298,9 @@ pub(crate) trait Store: Send + Sync + 'static {
         after: Option<&'a JobInfo>,
         limit: usize,
     ) -> StoreFuture<'a, Vec<JobInfo>>;
-    /// Makes the dead job with this ID available. If no ID is given, makes up to `MAX_ROWS` dead jobs available. Returns the number of
-    /// changed jobs.
-    fn retry<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, u64>;
+    /// Makes the dead job with this ID available. If no ID is given, reads up to `MAX_ROWS` dead jobs, and makes one job of each unique key
+    /// and all jobs without a key available. Returns the number of changed jobs, and whether there may be more dead jobs to read.
+    fn retry<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, (u64, bool)>;
     /// If the job with this ID does not run and is not done, deletes the job. If no ID is given, deletes up to `MAX_ROWS` dead jobs.
     /// Returns the number of deleted jobs.
     fn discard<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, u64>;

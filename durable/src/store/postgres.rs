@@ -811,19 +811,33 @@ impl Store for Postgres {
         .boxed()
     }
 
-    fn retry<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, u64> {
+    fn retry<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, (u64, bool)> {
         async move {
             let which = if id.is_some() { "id = $2" } else { "$2::text IS NULL" };
-            // A dead job stays dead if another job uses its key now.
+            // A dead job stays dead if another job uses its key now. If several dead jobs have the same key, one of them is retried.
             let retry = format!(
-                "UPDATE @jobs SET state = 'available', attempts = 0, crashes = 0, run_at = now(), ended_at = NULL WHERE id = ANY (ARRAY(
-                SELECT id FROM @jobs AS dead WHERE queue = $1 AND state = 'dead' AND {which} AND (unique_key IS NULL
-                    OR NOT EXISTS (SELECT FROM @jobs AS other WHERE other.queue = $1 AND other.unique_key = dead.unique_key
+                "WITH dead AS (SELECT id, unique_key, ended_at FROM @jobs AS dead WHERE queue = $1 AND state = 'dead' AND {which}
+                    AND (unique_key IS NULL OR NOT EXISTS (SELECT FROM @jobs AS other WHERE other.queue = $1
+                        AND other.unique_key = dead.unique_key
                         AND other.state IN ('scheduled', 'retrying', 'available', 'blocked', 'running')))
-                ORDER BY ended_at LIMIT {MAX_ROWS} FOR UPDATE SKIP LOCKED))"
+                    ORDER BY ended_at LIMIT {MAX_ROWS} FOR UPDATE SKIP LOCKED),
+                retried AS (UPDATE @jobs SET state = 'available', attempts = 0, crashes = 0, run_at = now(), ended_at = NULL
+                    WHERE id = ANY (ARRAY(SELECT id FROM
+                        (SELECT id, unique_key, row_number() OVER (PARTITION BY unique_key ORDER BY ended_at, id) AS nth FROM dead) AS dead
+                        WHERE nth = 1 OR unique_key IS NULL)) RETURNING id)
+                SELECT (SELECT count(*) FROM retried), (SELECT count(*) FROM dead)"
             );
-            let retry = sqlx::query(self.sql(&retry)).bind(queue).bind(id.map(|id| id.to_string()));
-            Ok(retry.execute(&self.pool).await?.rows_affected())
+            loop {
+                let retry = sqlx::query_as::<_, (i64, i64)>(self.sql(&retry)).bind(queue).bind(id.map(|id| id.to_string()));
+                match retry.fetch_one(&self.pool).await {
+                    // Another transaction has enqueued a job with the same key, and has committed during the statement.
+                    Err(sqlx::Error::Database(error)) if error.is_unique_violation() => {}
+                    retried => {
+                        let (retried, dead) = retried?;
+                        return Ok((u64::try_from(retried).unwrap_or(0), usize::try_from(dead) == Ok(MAX_ROWS)));
+                    }
+                }
+            }
         }
         .boxed()
     }

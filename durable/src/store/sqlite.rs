@@ -734,22 +734,29 @@ impl Store for Sqlite {
         .boxed()
     }
 
-    fn retry<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, u64> {
+    fn retry<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, (u64, bool)> {
         async move {
             self.file.check_available()?;
             let which = if id.is_some() { ("", "id = ?2") } else { (ENDED, "?2 IS NULL AND state IN ('done', 'dead', 'cancelled')") };
             // A dead job stays dead if another job uses its key now.
-            let retry = format!(
-                "UPDATE background_tasks_jobs SET state = 'available', attempts = 0, crashes = 0, run_at = ?3, ended_at = NULL WHERE seq IN (
-                SELECT seq FROM background_tasks_jobs AS dead {} WHERE queue = ?1 AND state = 'dead' AND {}
+            let dead = format!(
+                "SELECT seq FROM background_tasks_jobs AS dead {} WHERE queue = ?1 AND state = 'dead' AND {}
                 AND (unique_key IS NULL OR NOT EXISTS (SELECT 1 FROM background_tasks_jobs AS other WHERE other.queue = ?1
                     AND other.unique_key = dead.unique_key
                     AND other.state IN ('scheduled', 'retrying', 'available', 'blocked', 'running')))
-                ORDER BY ended_at LIMIT {MAX_ROWS})",
+                ORDER BY ended_at LIMIT {MAX_ROWS}",
                 which.0, which.1
             );
-            let retry = sqlx::query(AssertSqlSafe(retry)).bind(queue).bind(id.map(|id| id.to_string())).bind(now());
-            Ok(retry.execute(&self.writer).await?.rows_affected())
+            let id = id.map(|id| id.to_string());
+            let found = sqlx::query_scalar(AssertSqlSafe(format!("SELECT count(*) FROM ({dead})"))).bind(queue).bind(&id);
+            let found: i64 = found.fetch_one(&self.pool).await?;
+            // If several dead jobs have the same key, `OR IGNORE` makes the statement retry one of them.
+            let retry = format!(
+                "UPDATE OR IGNORE background_tasks_jobs SET state = 'available', attempts = 0, crashes = 0, run_at = ?3, ended_at = NULL
+                WHERE seq IN ({dead})"
+            );
+            let retry = sqlx::query(AssertSqlSafe(retry)).bind(queue).bind(&id).bind(now());
+            Ok((retry.execute(&self.writer).await?.rows_affected(), usize::try_from(found) == Ok(MAX_ROWS)))
         }
         .boxed()
     }

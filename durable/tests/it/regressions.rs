@@ -1,6 +1,6 @@
 //! Tests for bugs that reviews have found. These bugs must not come back. The tests run on both stores.
 
-use crate::common::{Mail, TestDatabase, mail, on_each_database, on_each_store, registry, sql, until};
+use crate::common::{Mail, TestDatabase, mail, numbers, on_each_database, on_each_store, registry, sql, until};
 use background_tasks_durable::{Durable, Job, JobStatus, WorkerOptions, sqlx};
 use futures_util::future::{join_all, poll_immediate};
 use std::convert::Infallible;
@@ -115,4 +115,60 @@ async fn unrecorded_transaction_ends_when_its_connection_is_released() {
     for id in join_all((0..pool.size()).map(|_| jobs.queue::<Mail>("mail").enqueue(mail("ann")).into_future())).await {
         assert!(other.queue::<Mail>("mail").info(id.unwrap()).await.unwrap().is_some());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_of_the_dead_jobs_with_the_same_key_is_retried() {
+    on_each_store(async |jobs: Durable| {
+        let queue = jobs.queue::<u32>("keys");
+        for number in 0..3 {
+            assert!(queue.enqueue(number).unique_key("one").await.unwrap().is_new);
+            queue.enqueue(number).await.unwrap();
+            sql(&jobs, "UPDATE {jobs} SET state = 'dead', ended_at = run_at").await;
+        }
+        assert_eq!(queue.retry_all().await.unwrap(), 4);
+        let counts = queue.counts().await.unwrap();
+        assert_eq!((counts.waiting, counts.dead), (4, 2));
+        assert_eq!(queue.retry_all().await.unwrap(), 0);
+    })
+    .await;
+}
+
+/// In the first batch, only one job can be retried. The call must continue with the next batch.
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_after_a_batch_with_the_same_key_are_retried() {
+    on_each_store(async |jobs: Durable| {
+        let queue = jobs.queue::<u32>("keys");
+        queue.enqueue_all(0..1010).await.unwrap();
+        let first = if jobs.sqlite_pool().is_some() { "run_at - 1000" } else { "run_at - interval '1 second'" };
+        sql(&jobs, "UPDATE {jobs} SET state = 'dead', ended_at = run_at").await;
+        let same = format!("UPDATE {{jobs}} SET unique_key = 'one', ended_at = {first} WHERE length(payload) < 4");
+        assert_eq!(sql(&jobs, &same).await, 1000);
+        assert_eq!(queue.retry_all().await.unwrap(), 11);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_job_is_not_retried_if_an_open_transaction_takes_its_key() {
+    let Some(database) = TestDatabase::postgres() else { return };
+    let jobs = database.open().await;
+    let queue = jobs.queue::<u32>("keys");
+    let dead = queue.enqueue(1).unique_key("one").await.unwrap().id;
+    sql(&jobs, "UPDATE {jobs} SET state = 'dead', ended_at = run_at").await;
+    let mut tx = jobs.postgres_pool().unwrap().begin().await.unwrap();
+    assert!(queue.enqueue(2).unique_key("one").in_transaction(&mut *tx).await.unwrap().is_new);
+    let retry = tokio::spawn({
+        let queue = queue.clone();
+        async move { (queue.retry(dead).await, queue.retry_all().await) }
+    });
+    until_a_lock_is_awaited(&jobs).await;
+    tx.commit().await.unwrap();
+    let (one, all) = retry.await.unwrap();
+    assert_eq!((one.unwrap(), all.unwrap()), (false, 0));
+}
+
+async fn until_a_lock_is_awaited(jobs: &Durable) {
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    until("a statement waits for a lock", async || (numbers(jobs, waiting).await[0] > 0).then_some(())).await;
 }
