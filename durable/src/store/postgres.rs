@@ -359,11 +359,16 @@ const RELEASE_CANCELLED: &str = "UPDATE @jobs SET worker = NULL WHERE id = ANY (
 const ENDED_OTHERWISE: &str =
     "SELECT id, queue, limit_key FROM @jobs WHERE id = ANY ($1) AND worker IS NULL AND limit_key IS NOT NULL";
 
-/// Makes the next blocked job of each of these limit keys available.
+/// For each of these limit keys, makes as many blocked jobs available as the limit allows. The statement does not count the jobs that are
+/// already available. If it makes too many jobs available, the next fetch blocks them again.
 const UNBLOCK: &str = "UPDATE @jobs SET state = 'available' WHERE id = ANY (ARRAY(
     SELECT next.id FROM unnest($1::text[], $2::text[]) AS keys (queue, key)
+    LEFT JOIN @queues AS limits ON limits.name = keys.queue
+    LEFT JOIN (SELECT queue, limit_key, count(*) AS running FROM @jobs WHERE worker IS NOT NULL AND state = 'running'
+        AND limit_key = ANY ($2) GROUP BY queue, limit_key) AS held ON held.queue = keys.queue AND held.limit_key = keys.key
     CROSS JOIN LATERAL (SELECT id FROM @jobs WHERE queue = keys.queue AND limit_key = keys.key AND state = 'blocked'
-        ORDER BY priority DESC, run_at, id LIMIT 1 FOR UPDATE SKIP LOCKED) AS next)) RETURNING queue";
+        ORDER BY priority DESC, run_at, id
+        LIMIT greatest(0, least(1000, max_running_per_key - coalesce(running, 0))) FOR UPDATE SKIP LOCKED) AS next)) RETURNING queue";
 
 const COLUMNS: &str =
     "id, queue, priority, limit_key, state, attempts, crashes, version, (extract(epoch FROM run_at) * 1000000)::bigint AS run_at,
@@ -525,6 +530,13 @@ impl Postgres {
             }
         }
         Ok(())
+    }
+
+    /// Makes jobs of these limit keys available after one of their jobs was deleted or cancelled. This change is committed, so an error is
+    /// ignored. Maintenance repeats this step.
+    async fn unblock_next(&self, queue: &str, keys: &[Option<String>]) {
+        let keys: Vec<_> = keys.iter().flatten().cloned().collect();
+        let _ = self.unblock_keys(&vec![queue.to_owned(); keys.len()], &keys).await;
     }
 }
 
@@ -845,15 +857,18 @@ impl Store for Postgres {
     fn discard<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, u64> {
         async move {
             let discard = if id.is_some() {
-                "DELETE FROM @jobs WHERE queue = $1 AND id = $2 AND worker IS NULL AND state NOT IN ('running', 'done')".to_owned()
+                "DELETE FROM @jobs WHERE queue = $1 AND id = $2 AND worker IS NULL AND state NOT IN ('running', 'done') RETURNING limit_key"
+                    .to_owned()
             } else {
                 format!(
                     "DELETE FROM @jobs WHERE id = ANY (ARRAY(SELECT id FROM @jobs WHERE queue = $1 AND $2::text IS NULL AND state = 'dead'
-                    ORDER BY ended_at LIMIT {MAX_ROWS} FOR UPDATE SKIP LOCKED))"
+                    ORDER BY ended_at LIMIT {MAX_ROWS} FOR UPDATE SKIP LOCKED)) RETURNING NULL::text"
                 )
             };
-            let discard = sqlx::query(self.sql(&discard)).bind(queue).bind(id.map(|id| id.to_string()));
-            Ok(discard.execute(&self.pool).await?.rows_affected())
+            let discard = sqlx::query_scalar(self.sql(&discard)).bind(queue).bind(id.map(|id| id.to_string()));
+            let keys: Vec<Option<String>> = discard.fetch_all(&self.pool).await?;
+            self.unblock_next(queue, &keys).await;
+            Ok(keys.len() as u64)
         }
         .boxed()
     }
@@ -861,9 +876,11 @@ impl Store for Postgres {
     fn cancel<'a>(&'a self, queue: &'a str, id: Ulid) -> StoreFuture<'a, bool> {
         async move {
             let cancel = "UPDATE @jobs SET state = 'cancelled', ended_at = now() WHERE queue = $1 AND id = $2
-                AND state IN ('scheduled', 'retrying', 'available', 'blocked', 'running')";
-            let cancel = sqlx::query(self.sql(cancel)).bind(queue).bind(id.to_string());
-            Ok(cancel.execute(&self.pool).await?.rows_affected() == 1)
+                AND state IN ('scheduled', 'retrying', 'available', 'blocked', 'running') RETURNING limit_key";
+            let cancel = sqlx::query_scalar(self.sql(cancel)).bind(queue).bind(id.to_string());
+            let keys: Vec<Option<String>> = cancel.fetch_all(&self.pool).await?;
+            self.unblock_next(queue, &keys).await;
+            Ok(!keys.is_empty())
         }
         .boxed()
     }
@@ -940,6 +957,8 @@ impl Store for Postgres {
             let (jobs, period) = limits.rate.unzip();
             let set = sqlx::query(self.sql(set)).bind(queue).bind(limits.running.map(version)).bind(limits.running_per_key.map(version));
             set.bind(jobs.map(f64::from)).bind(period.map(|it| it.as_secs_f64())).execute(&self.pool).await?;
+            // The limits are stored, so the call succeeds even if this step fails. Maintenance repeats this step.
+            let _ = self.unblock(queue).await;
             Ok(())
         }
         .boxed()

@@ -318,10 +318,21 @@ const RELEASE_CANCELLED: &str = "UPDATE background_tasks_jobs SET worker = NULL
 const ENDED_OTHERWISE: &str = "SELECT id, queue, limit_key FROM background_tasks_jobs
     WHERE id IN (SELECT value FROM json_each(?1)) AND worker IS NULL AND limit_key IS NOT NULL";
 
-/// Makes the next blocked job of a limit key available.
+/// Finds those of the given limit keys that have blocked jobs, and returns how many of these jobs the limit allows to start. The statement
+/// does not count the jobs that are already available. If too many jobs become available, the next fetch blocks them again.
+const UNBLOCKABLE: &str = "SELECT queue, key, min(1000, coalesce(max_running_per_key - coalesce(running, 0), 1000)) AS room
+    FROM (SELECT value ->> 0 AS queue, value ->> 1 AS key FROM json_each(?1)) AS keys
+    LEFT JOIN background_tasks_queues ON name = queue
+    LEFT JOIN (SELECT queue AS held_queue, limit_key, count(*) AS running
+        FROM background_tasks_jobs INDEXED BY background_tasks_jobs_held
+        WHERE worker IS NOT NULL AND state = 'running' GROUP BY queue, limit_key) ON held_queue = queue AND limit_key = key
+    WHERE room > 0 AND EXISTS (SELECT 1 FROM background_tasks_jobs AS jobs INDEXED BY background_tasks_jobs_blocked
+        WHERE jobs.queue = keys.queue AND jobs.limit_key = key AND jobs.state = 'blocked')";
+
+/// Makes the next blocked jobs of a limit key available.
 const UNBLOCK: &str = "UPDATE background_tasks_jobs SET state = 'available' WHERE seq IN (
     SELECT seq FROM background_tasks_jobs INDEXED BY background_tasks_jobs_blocked
-    WHERE queue = ?1 AND limit_key = ?2 AND state = 'blocked' ORDER BY priority DESC, run_at, seq LIMIT 1)";
+    WHERE queue = ?1 AND limit_key = ?2 AND state = 'blocked' ORDER BY priority DESC, run_at, seq LIMIT ?3)";
 
 const PRUNE: &str = "DELETE FROM background_tasks_jobs WHERE seq IN (
     SELECT seq FROM background_tasks_jobs INDEXED BY background_tasks_jobs_ended
@@ -434,6 +445,24 @@ fn info(row: &SqliteRow) -> StoreResult<JobInfo> {
         result: row.try_get("result")?,
         payload: row.try_get("payload")?,
     }))
+}
+
+impl Sqlite {
+    async fn unblock_keys(&self, keys: HashSet<(String, String)>) -> StoreResult {
+        if !keys.is_empty() {
+            let keys = sqlx::query_as::<_, (String, String, i64)>(UNBLOCKABLE).bind(json(&keys)).fetch_all(&self.pool).await?;
+            for (queue, key, room) in keys {
+                sqlx::query(UNBLOCK).bind(queue).bind(key).bind(room).execute(&self.writer).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes jobs of these limit keys available after one of their jobs was deleted or cancelled. This change is committed, so an error is
+    /// ignored. Maintenance repeats this step.
+    async fn unblock_next(&self, queue: &str, keys: &[Option<String>]) {
+        let _ = self.unblock_keys(keys.iter().flatten().map(|key| (queue.to_owned(), key.clone())).collect()).await;
+    }
 }
 
 impl Store for Sqlite {
@@ -595,9 +624,7 @@ impl Store for Sqlite {
                 ended.extend(rows(ENDED_OTHERWISE).bind(&others).fetch_all(&self.pool).await?);
             }
             let keys: HashSet<_> = ended.into_iter().filter_map(|(_, queue, key)| Some((queue, key?))).collect();
-            for (queue, key) in keys {
-                sqlx::query(UNBLOCK).bind(queue).bind(key).execute(&self.writer).await?;
-            }
+            self.unblock_keys(keys).await?;
             let outcome = |id: &String| match () {
                 () if applied.contains(id) => Committed::Yes,
                 () if cancelled.contains(id) => Committed::Cancelled,
@@ -647,10 +674,7 @@ impl Store for Sqlite {
         async move {
             let keys = "SELECT DISTINCT limit_key FROM background_tasks_jobs WHERE queue = ?1 AND state = 'blocked' LIMIT 1000";
             let keys: Vec<String> = sqlx::query_scalar(keys).bind(queue).fetch_all(&self.pool).await?;
-            for key in keys {
-                sqlx::query(UNBLOCK).bind(queue).bind(key).execute(&self.writer).await?;
-            }
-            Ok(())
+            self.unblock_keys(keys.into_iter().map(|key| (queue.to_owned(), key)).collect()).await
         }
         .boxed()
     }
@@ -765,15 +789,20 @@ impl Store for Sqlite {
         async move {
             self.file.check_available()?;
             let discard = if id.is_some() {
-                "DELETE FROM background_tasks_jobs WHERE queue = ?1 AND id = ?2 AND worker IS NULL AND state NOT IN ('running', 'done')".to_owned()
+                "DELETE FROM background_tasks_jobs WHERE queue = ?1 AND id = ?2 AND worker IS NULL AND state NOT IN ('running', 'done')
+                RETURNING limit_key"
+                    .to_owned()
             } else {
                 format!(
                     "DELETE FROM background_tasks_jobs WHERE seq IN (SELECT seq FROM background_tasks_jobs {ENDED} WHERE queue = ?1
-                    AND ?2 IS NULL AND state = 'dead' AND state IN ('done', 'dead', 'cancelled') ORDER BY ended_at LIMIT {MAX_ROWS})"
+                    AND ?2 IS NULL AND state = 'dead' AND state IN ('done', 'dead', 'cancelled') ORDER BY ended_at LIMIT {MAX_ROWS})
+                    RETURNING NULL"
                 )
             };
-            let discard = sqlx::query(AssertSqlSafe(discard)).bind(queue).bind(id.map(|id| id.to_string()));
-            Ok(discard.execute(&self.writer).await?.rows_affected())
+            let discard = sqlx::query_scalar(AssertSqlSafe(discard)).bind(queue).bind(id.map(|id| id.to_string()));
+            let keys: Vec<Option<String>> = discard.fetch_all(&self.writer).await?;
+            self.unblock_next(queue, &keys).await;
+            Ok(keys.len() as u64)
         }
         .boxed()
     }
@@ -782,9 +811,11 @@ impl Store for Sqlite {
         async move {
             self.file.check_available()?;
             let cancel = "UPDATE background_tasks_jobs SET state = 'cancelled', ended_at = ?3 WHERE queue = ?1 AND id = ?2
-                AND state IN ('scheduled', 'retrying', 'available', 'blocked', 'running')";
-            let cancel = sqlx::query(cancel).bind(queue).bind(id.to_string()).bind(now());
-            Ok(cancel.execute(&self.writer).await?.rows_affected() == 1)
+                AND state IN ('scheduled', 'retrying', 'available', 'blocked', 'running') RETURNING limit_key";
+            let cancel = sqlx::query_scalar(cancel).bind(queue).bind(id.to_string()).bind(now());
+            let keys: Vec<Option<String>> = cancel.fetch_all(&self.writer).await?;
+            self.unblock_next(queue, &keys).await;
+            Ok(!keys.is_empty())
         }
         .boxed()
     }
@@ -863,6 +894,8 @@ impl Store for Sqlite {
             let (jobs, period) = limits.rate.unzip();
             let set = sqlx::query(set).bind(queue).bind(limits.running).bind(limits.running_per_key).bind(jobs.map(f64::from));
             set.bind(period.map(|period| period.as_secs_f64())).bind(now()).execute(&self.writer).await?;
+            // The limits are stored, so the call succeeds even if this step fails. Maintenance repeats this step.
+            let _ = self.unblock(queue).await;
             Ok(())
         }
         .boxed()

@@ -1,11 +1,14 @@
 //! Tests for bugs that reviews have found. These bugs must not come back. The tests run on both stores.
 
-use crate::common::{Mail, TestDatabase, mail, numbers, on_each_database, on_each_store, registry, sql, until};
-use background_tasks_durable::{Durable, Job, JobStatus, WorkerOptions, sqlx};
+use crate::common::{HANG, Mail, TestDatabase, mail, numbers, on_each_database, on_each_store, registry, sql, until};
+use background_tasks_durable::{Durable, Job, JobStatus, QueueLimits, WorkerOptions, sqlx};
 use futures_util::future::{join_all, poll_immediate};
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio::task::yield_now;
+use tokio::time::timeout;
 
 /// If a worker is deregistered while its fetch commits, no worker starts the fetched job. Another worker must find this job, and the lost
 /// fetch must not count as an attempt.
@@ -171,4 +174,82 @@ async fn dead_job_is_not_retried_if_an_open_transaction_takes_its_key() {
 async fn until_a_lock_is_awaited(jobs: &Durable) {
     let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
     until("a statement waits for a lock", async || (numbers(jobs, waiting).await[0] > 0).then_some(())).await;
+}
+
+/// Serves the queue "mail" with a handler that waits for a permit of the second semaphore. Each start of a job adds a permit to the first
+/// one. The next maintenance is after the test, because it would free limit keys.
+async fn serve_until_permitted(jobs: &Durable) -> (Arc<Semaphore>, Arc<Semaphore>) {
+    let (started, end) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let (start, permits) = (started.clone(), end.clone());
+    let handler = move |_: Job<Mail>| {
+        start.add_permits(1);
+        let permits = permits.clone();
+        async move {
+            permits.acquire().await.unwrap().forget();
+            Ok::<_, Infallible>(())
+        }
+    };
+    let options = WorkerOptions::default().concurrency(8).maintenance_interval(HANG * 10);
+    jobs.queue::<Mail>("mail").serve(&registry().0, options, handler).await.unwrap();
+    (started, end)
+}
+
+async fn starts(started: &Semaphore, count: u32) {
+    timeout(HANG, started.acquire_many(count)).await.expect("the jobs start").unwrap().forget();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_limit_of_a_key_applies_to_blocked_jobs() {
+    on_each_store(async |jobs: Durable| {
+        let queue = jobs.queue::<Mail>("mail");
+        queue.set_limits(QueueLimits::default().running_per_key(1)).await.unwrap();
+        queue.enqueue_all(vec![mail("ann"); 6]).limit_key("ann").await.unwrap();
+        let (started, _end) = serve_until_permitted(&jobs).await;
+        starts(&started, 1).await;
+        let blocked = "SELECT count(*) FROM {jobs} WHERE state = 'blocked'";
+        until("the other jobs are blocked", async || (numbers(&jobs, blocked).await == [5]).then_some(())).await;
+        queue.set_limits(QueueLimits::default().running_per_key(3)).await.unwrap();
+        starts(&started, 2).await;
+        until("the other jobs are blocked", async || (numbers(&jobs, blocked).await == [3]).then_some(())).await;
+        queue.set_limits(QueueLimits::default()).await.unwrap();
+        starts(&started, 3).await;
+    })
+    .await;
+}
+
+/// For example, several jobs with the same key have ended in the same commit.
+#[tokio::test(flavor = "multi_thread")]
+async fn end_of_a_job_unblocks_as_many_jobs_as_the_limit_allows() {
+    on_each_store(async |jobs: Durable| {
+        let queue = jobs.queue::<Mail>("mail");
+        queue.set_limits(QueueLimits::default().running_per_key(3)).await.unwrap();
+        let (started, end) = serve_until_permitted(&jobs).await;
+        queue.enqueue(mail("first")).limit_key("ann").await.unwrap();
+        starts(&started, 1).await;
+        queue.enqueue_all(vec![mail("ann"); 3]).limit_key("ann").delay(HANG).await.unwrap();
+        sql(&jobs, "UPDATE {jobs} SET state = 'blocked' WHERE state = 'scheduled'").await;
+        // The first maintenance may already have started some of the jobs.
+        end.add_permits(1);
+        starts(&started, 3).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cancelled_or_discarded_job_unblocks_the_next_job_of_its_key() {
+    on_each_store(async |jobs: Durable| {
+        let queue = jobs.queue::<Mail>("mail");
+        queue.set_limits(QueueLimits::default().running_per_key(1)).await.unwrap();
+        let ids = queue.enqueue_all(["ann", "bob", "cy", "di"].map(mail)).limit_key("key").await.unwrap();
+        sql(&jobs, &format!("UPDATE {{jobs}} SET state = 'blocked' WHERE id <> '{}'", ids[0])).await;
+        let available = async |id| {
+            let query = format!("SELECT count(*) FROM {{jobs}} WHERE state = 'available' AND id = '{id}'");
+            assert_eq!(numbers(&jobs, &query).await, [1]);
+        };
+        assert!(queue.cancel(ids[0]).await.unwrap());
+        available(ids[1]).await;
+        assert!(queue.discard(ids[1]).await.unwrap());
+        available(ids[2]).await;
+    })
+    .await;
 }
