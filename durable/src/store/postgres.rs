@@ -359,6 +359,10 @@ const RELEASE_CANCELLED: &str = "UPDATE @jobs SET worker = NULL WHERE id = ANY (
 const ENDED_OTHERWISE: &str =
     "SELECT id, queue, limit_key FROM @jobs WHERE id = ANY ($1) AND worker IS NULL AND limit_key IS NOT NULL";
 
+/// Locks the queues whose keys are limited, until the transaction ends. A fetch that is not committed yet may have blocked jobs that the
+/// next statement must find.
+const LOCK_QUEUES: &str = "SELECT FROM @queues WHERE name = ANY ($1) AND max_running_per_key IS NOT NULL ORDER BY name FOR UPDATE";
+
 /// For each of these limit keys, makes as many blocked jobs available as the limit allows. The statement does not count the jobs that are
 /// already available. If it makes too many jobs available, the next fetch blocks them again.
 const UNBLOCK: &str = "UPDATE @jobs SET state = 'available' WHERE id = ANY (ARRAY(
@@ -522,8 +526,11 @@ impl Postgres {
 
     async fn unblock_keys(&self, queues: &[String], keys: &[String]) -> StoreResult {
         if !keys.is_empty() {
+            let mut tx = self.worker_pool.begin().await?;
+            sqlx::query(self.sql(LOCK_QUEUES)).bind(queues).execute(&mut *tx).await?;
             let unblock = sqlx::query_scalar(self.sql(UNBLOCK)).bind(queues).bind(keys);
-            let queues: HashSet<String> = unblock.fetch_all(&self.worker_pool).await?.into_iter().collect();
+            let queues: HashSet<String> = unblock.fetch_all(&mut *tx).await?.into_iter().collect();
+            tx.commit().await?;
             if !queues.is_empty() {
                 let queues: Vec<_> = queues.into_iter().collect();
                 notify(&mut *self.worker_pool.acquire().await?, &self.prefix, &queues).await?;

@@ -253,3 +253,35 @@ async fn cancelled_or_discarded_job_unblocks_the_next_job_of_its_key() {
     })
     .await;
 }
+
+/// A worker has seen that the only allowed job of a key runs, and has not committed yet that the next job is blocked. If the running job
+/// ends now, the next job must still become available.
+#[tokio::test(flavor = "multi_thread")]
+async fn job_that_becomes_blocked_while_the_previous_job_ends_starts() {
+    let Some(database) = TestDatabase::postgres() else { return };
+    let (jobs, other) = (database.open().await, database.open().await);
+    let queue = jobs.queue::<Mail>("mail");
+    queue.set_limits(QueueLimits::default().running_per_key(1)).await.unwrap();
+    let first = queue.enqueue(mail("first")).limit_key("other").await.unwrap();
+    sql(&jobs, "UPDATE {jobs} SET state = 'blocked'").await;
+    let next = queue.enqueue(mail("next")).limit_key("key").delay(HANG * 10).await.unwrap();
+    let (started, end) = serve_until_permitted(&jobs).await;
+    // This job starts at the first maintenance.
+    starts(&started, 1).await;
+    end.add_permits(1);
+    timeout(HANG, queue.wait(first)).await.unwrap().unwrap();
+    let running = queue.enqueue(mail("running")).limit_key("key").await.unwrap();
+    starts(&started, 1).await;
+    let mut tx = other.postgres_pool().unwrap().begin().await.unwrap();
+    sqlx::query("SELECT FROM background_tasks.queues FOR UPDATE").execute(&mut *tx).await.unwrap();
+    let block = "UPDATE background_tasks.jobs SET state = 'blocked', run_at = now() WHERE id = $1";
+    sqlx::query(block).bind(next.to_string()).execute(&mut *tx).await.unwrap();
+    end.add_permits(2);
+    until("the job is done", async || (queue.info(running).await.unwrap().unwrap().status() == JobStatus::Done).then_some(()))
+        .await;
+    // Either the end of the job or the next fetch waits for the transaction.
+    until_a_lock_is_awaited(&other).await;
+    tx.commit().await.unwrap();
+    let info = timeout(HANG, queue.wait(next)).await.expect("the job starts").unwrap().unwrap();
+    assert_eq!(info.status(), JobStatus::Done);
+}
