@@ -30,6 +30,8 @@ pub(crate) struct Sqlite {
     /// queue of this pool, which is fairer than SQLite's busy timeout.
     writer: SqlitePool,
     pool: SqlitePool,
+    /// The workers read with a separate pool, because the program may use all connections of `pool`.
+    worker_pool: SqlitePool,
     /// Keeps a database in memory alive. The pools may close all their connections, and SQLite deletes the database when its last
     /// connection is closed.
     _anchor: Option<Mutex<SqliteConnection>>,
@@ -41,10 +43,11 @@ impl Sqlite {
         let name = format!("/background-tasks-{}", Ulid::generate());
         let options = options(Path::new(&name)).vfs("memdb");
         let anchor = options.connect().await?;
-        let (writer, pool) = (pool(1).idle_timeout(None).max_lifetime(None), pool(8));
-        let (writer, pool) = (writer.connect_with(options.clone()).await?, pool.connect_lazy_with(options));
+        let writer = pool(1).idle_timeout(None).max_lifetime(None).connect_with(options.clone()).await?;
+        let (pool, worker_pool) = (pool(8).connect_lazy_with(options.clone()), pool(2).connect_lazy_with(options));
         migrate(&writer).await?;
-        Ok(Self { file: File { path: PathBuf::new(), identity: None }, writer, pool, _anchor: Some(Mutex::new(anchor)) })
+        let file = File { path: PathBuf::new(), identity: None };
+        Ok(Self { file, writer, pool, worker_pool, _anchor: Some(Mutex::new(anchor)) })
     }
 
     /// Opens a database file. If `is_existing` is false, also creates the file if it does not exist, and migrates the tables.
@@ -83,8 +86,9 @@ impl Sqlite {
         if !is_existing {
             migrate(&writer).await.map_err(with_path)?;
         }
-        let pool = pool(8).connect_lazy_with(options.create_if_missing(false));
-        Ok(Self { file: File::at(path), writer, pool, _anchor: None })
+        let options = options.create_if_missing(false);
+        let (pool, worker_pool) = (pool(8).connect_lazy_with(options.clone()), pool(2).connect_lazy_with(options));
+        Ok(Self { file: File::at(path), writer, pool, worker_pool, _anchor: None })
     }
 }
 
@@ -450,7 +454,8 @@ fn info(row: &SqliteRow) -> StoreResult<JobInfo> {
 impl Sqlite {
     async fn unblock_keys(&self, keys: HashSet<(String, String)>) -> StoreResult {
         if !keys.is_empty() {
-            let keys = sqlx::query_as::<_, (String, String, i64)>(UNBLOCKABLE).bind(json(&keys)).fetch_all(&self.pool).await?;
+            let keys =
+                sqlx::query_as::<_, (String, String, i64)>(UNBLOCKABLE).bind(json(&keys)).fetch_all(&self.worker_pool).await?;
             for (queue, key, room) in keys {
                 sqlx::query(UNBLOCK).bind(queue).bind(key).bind(room).execute(&self.writer).await?;
             }
@@ -524,7 +529,7 @@ impl Store for Sqlite {
             self.file.check_available()?;
             let look = async || {
                 let now = now();
-                let rows = sqlx::query(TICK).bind(json(&queues)).fetch_all(&self.pool).await?;
+                let rows = sqlx::query(TICK).bind(json(&queues)).fetch_all(&self.worker_pool).await?;
                 let tick = |row: &SqliteRow| -> StoreResult<QueueTick> {
                     let next_due: Option<i64> = row.try_get("next_due")?;
                     Ok(QueueTick {
@@ -621,7 +626,7 @@ impl Store for Sqlite {
                 let released = rows(RELEASE_CANCELLED).bind(&others).fetch_all(&self.writer).await?;
                 cancelled.extend(released.iter().map(|(id, ..)| id.clone()));
                 ended.extend(released);
-                ended.extend(rows(ENDED_OTHERWISE).bind(&others).fetch_all(&self.pool).await?);
+                ended.extend(rows(ENDED_OTHERWISE).bind(&others).fetch_all(&self.worker_pool).await?);
             }
             let keys: HashSet<_> = ended.into_iter().filter_map(|(_, queue, key)| Some((queue, key?))).collect();
             self.unblock_keys(keys).await?;
@@ -640,7 +645,7 @@ impl Store for Sqlite {
             self.file.check_available()?;
             let held = "SELECT id, run, state = 'cancelled' FROM background_tasks_jobs INDEXED BY background_tasks_jobs_held
                 WHERE worker IN (SELECT value FROM json_each(?1)) AND worker IS NOT NULL";
-            sqlx::query_as(held).bind(json(&workers)).fetch_all(&self.pool).await?.into_iter().map(held_job).collect()
+            sqlx::query_as(held).bind(json(&workers)).fetch_all(&self.worker_pool).await?.into_iter().map(held_job).collect()
         }
         .boxed()
     }
@@ -673,7 +678,7 @@ impl Store for Sqlite {
     fn unblock<'a>(&'a self, queue: &'a str) -> StoreFuture<'a> {
         async move {
             let keys = "SELECT DISTINCT limit_key FROM background_tasks_jobs WHERE queue = ?1 AND state = 'blocked' LIMIT 1000";
-            let keys: Vec<String> = sqlx::query_scalar(keys).bind(queue).fetch_all(&self.pool).await?;
+            let keys: Vec<String> = sqlx::query_scalar(keys).bind(queue).fetch_all(&self.worker_pool).await?;
             self.unblock_keys(keys.into_iter().map(|key| (queue.to_owned(), key)).collect()).await
         }
         .boxed()
@@ -773,7 +778,7 @@ impl Store for Sqlite {
             );
             let id = id.map(|id| id.to_string());
             let found = sqlx::query_scalar(AssertSqlSafe(format!("SELECT count(*) FROM ({dead})"))).bind(queue).bind(&id);
-            let found: i64 = found.fetch_one(&self.pool).await?;
+            let found: i64 = found.fetch_one(&self.writer).await?;
             // If several dead jobs have the same key, `OR IGNORE` makes the statement retry one of them.
             let retry = format!(
                 "UPDATE OR IGNORE background_tasks_jobs SET state = 'available', attempts = 0, crashes = 0, run_at = ?3, ended_at = NULL

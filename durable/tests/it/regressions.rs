@@ -285,3 +285,24 @@ async fn job_that_becomes_blocked_while_the_previous_job_ends_starts() {
     let info = timeout(HANG, queue.wait(next)).await.expect("the job starts").unwrap().unwrap();
     assert_eq!(info.status(), JobStatus::Done);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn worker_continues_while_the_program_uses_all_connections_to_the_file() {
+    let database = TestDatabase::sqlite();
+    let (jobs, other) = (database.open().await, database.open().await);
+    let (registry, losses) = registry();
+    jobs.queue::<Mail>("mail")
+        .serve(&registry, WorkerOptions::default(), async |_: Job<Mail>| Ok::<_, Infallible>(()))
+        .await
+        .unwrap();
+    let pool = jobs.sqlite_pool().unwrap();
+    let connections = join_all((0..8).map(|_| pool.acquire())).await;
+    assert!(connections.iter().all(Result::is_ok) && pool.try_acquire().is_none());
+    let queue = other.queue::<Mail>("mail");
+    let id = queue.enqueue(mail("ann")).await.unwrap();
+    let info = timeout(HANG, queue.wait(id)).await.expect("the job runs").unwrap().unwrap();
+    assert_eq!(info.status(), JobStatus::Done);
+    drop(connections);
+    registry.shutdown().await;
+    assert_eq!(losses.all(), []);
+}
