@@ -135,7 +135,7 @@ impl UntypedQueue {
     ///
     /// Errors of the store.
     pub async fn retry(&self, id: JobId) -> Result<bool, Error> {
-        let retried = self.durable.runtime.enter(self.store().retry(&self.name, Some(id.0))).await?;
+        let (retried, _) = self.durable.runtime.enter(self.store().retry(&self.name, Some(id.0))).await?;
         self.notify().await;
         Ok(retried > 0)
     }
@@ -148,10 +148,10 @@ impl UntypedQueue {
     pub async fn retry_all(&self) -> Result<u64, Error> {
         let mut all = 0;
         loop {
-            let retried = self.durable.runtime.enter(self.store().retry(&self.name, None)).await?;
+            let (retried, has_more) = self.durable.runtime.enter(self.store().retry(&self.name, None)).await?;
             self.notify().await;
             all += retried;
-            if retried < MAX_ROWS as u64 {
+            if !has_more {
                 return Ok(all);
             }
         }

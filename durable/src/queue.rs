@@ -159,7 +159,8 @@ impl<T> Queue<T> {
         self.untyped().retry(id).await
     }
 
-    /// [Retries](Queue::retry) all dead jobs, except jobs whose key another job uses now. Returns the number of retried jobs.
+    /// [Retries](Queue::retry) all dead jobs, except jobs whose key another job uses now. If several dead jobs have the same key, retries one
+    /// of them. Returns the number of retried jobs.
     ///
     /// # Errors
     ///

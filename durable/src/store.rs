@@ -268,7 +268,7 @@ pub(crate) trait Store: Send + Sync + 'static {
     /// Fetches jobs like `fetch`, but from a queue with limits.
     fn fetch_limited<'a>(&'a self, request: &'a FetchRequest) -> StoreFuture<'a, LimitedFetch>;
     /// Commits outcomes. A blocked job is a due job that waits because of the limit of its key. If a job with the same key has ended, the
-    /// call makes the next blocked job available.
+    /// call makes as many blocked jobs available as the limit allows.
     fn commit<'a>(&'a self, outcomes: &'a [Outcome]) -> StoreFuture<'a, Vec<Committed>>;
     /// Returns the jobs that these workers hold.
     fn held<'a>(&'a self, workers: &'a [String]) -> StoreFuture<'a, Vec<HeldJob>>;
@@ -276,8 +276,8 @@ pub(crate) trait Store: Send + Sync + 'static {
     fn give_back<'a>(&'a self, jobs: &'a [HeldJob]) -> StoreFuture<'a>;
     /// Deletes some of the jobs whose retention has expired. Returns the number of deleted jobs.
     fn prune<'a>(&'a self, queue: &'a str, retention: Duration, dead_retention: Duration) -> StoreFuture<'a, u64>;
-    /// Makes the next blocked job of each limit key available. Usually `commit` does this. This call is needed if a process died before its
-    /// `commit` could do it.
+    /// For each limit key, makes as many blocked jobs available as the limit allows. Usually `commit`, `cancel`, `discard` and `set_limits`
+    /// do this. This call is needed if a process died before it could do it.
     fn unblock<'a>(&'a self, queue: &'a str) -> StoreFuture<'a>;
     /// Returns the last tick of a schedule that was stored before this call. If `tick` is given, and is later than the stored tick or is
     /// the first tick, stores `tick` as the last tick.
@@ -298,9 +298,9 @@ pub(crate) trait Store: Send + Sync + 'static {
         after: Option<&'a JobInfo>,
         limit: usize,
     ) -> StoreFuture<'a, Vec<JobInfo>>;
-    /// Makes the dead job with this ID available. If no ID is given, makes up to `MAX_ROWS` dead jobs available. Returns the number of
-    /// changed jobs.
-    fn retry<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, u64>;
+    /// Makes the dead job with this ID available. If no ID is given, reads up to `MAX_ROWS` dead jobs, and makes one job of each unique key
+    /// and all jobs without a key available. Returns the number of changed jobs, and whether there may be more dead jobs to read.
+    fn retry<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, (u64, bool)>;
     /// If the job with this ID does not run and is not done, deletes the job. If no ID is given, deletes up to `MAX_ROWS` dead jobs.
     /// Returns the number of deleted jobs.
     fn discard<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, u64>;

@@ -359,11 +359,20 @@ const RELEASE_CANCELLED: &str = "UPDATE @jobs SET worker = NULL WHERE id = ANY (
 const ENDED_OTHERWISE: &str =
     "SELECT id, queue, limit_key FROM @jobs WHERE id = ANY ($1) AND worker IS NULL AND limit_key IS NOT NULL";
 
-/// Makes the next blocked job of each of these limit keys available.
+/// Locks the queues whose keys are limited, until the transaction ends. A fetch that is not committed yet may have blocked jobs that the
+/// next statement must find.
+const LOCK_QUEUES: &str = "SELECT FROM @queues WHERE name = ANY ($1) AND max_running_per_key IS NOT NULL ORDER BY name FOR UPDATE";
+
+/// For each of these limit keys, makes as many blocked jobs available as the limit allows. The statement does not count the jobs that are
+/// already available. If it makes too many jobs available, the next fetch blocks them again.
 const UNBLOCK: &str = "UPDATE @jobs SET state = 'available' WHERE id = ANY (ARRAY(
     SELECT next.id FROM unnest($1::text[], $2::text[]) AS keys (queue, key)
+    LEFT JOIN @queues AS limits ON limits.name = keys.queue
+    LEFT JOIN (SELECT queue, limit_key, count(*) AS running FROM @jobs WHERE worker IS NOT NULL AND state = 'running'
+        AND limit_key = ANY ($2) GROUP BY queue, limit_key) AS held ON held.queue = keys.queue AND held.limit_key = keys.key
     CROSS JOIN LATERAL (SELECT id FROM @jobs WHERE queue = keys.queue AND limit_key = keys.key AND state = 'blocked'
-        ORDER BY priority DESC, run_at, id LIMIT 1 FOR UPDATE SKIP LOCKED) AS next)) RETURNING queue";
+        ORDER BY priority DESC, run_at, id
+        LIMIT greatest(0, least(1000, max_running_per_key - coalesce(running, 0))) FOR UPDATE SKIP LOCKED) AS next)) RETURNING queue";
 
 const COLUMNS: &str =
     "id, queue, priority, limit_key, state, attempts, crashes, version, (extract(epoch FROM run_at) * 1000000)::bigint AS run_at,
@@ -517,14 +526,24 @@ impl Postgres {
 
     async fn unblock_keys(&self, queues: &[String], keys: &[String]) -> StoreResult {
         if !keys.is_empty() {
+            let mut tx = self.worker_pool.begin().await?;
+            sqlx::query(self.sql(LOCK_QUEUES)).bind(queues).execute(&mut *tx).await?;
             let unblock = sqlx::query_scalar(self.sql(UNBLOCK)).bind(queues).bind(keys);
-            let queues: HashSet<String> = unblock.fetch_all(&self.worker_pool).await?.into_iter().collect();
+            let queues: HashSet<String> = unblock.fetch_all(&mut *tx).await?.into_iter().collect();
+            tx.commit().await?;
             if !queues.is_empty() {
                 let queues: Vec<_> = queues.into_iter().collect();
                 notify(&mut *self.worker_pool.acquire().await?, &self.prefix, &queues).await?;
             }
         }
         Ok(())
+    }
+
+    /// Makes jobs of these limit keys available after one of their jobs was deleted or cancelled. This change is committed, so an error is
+    /// ignored. Maintenance repeats this step.
+    async fn unblock_next(&self, queue: &str, keys: &[Option<String>]) {
+        let keys: Vec<_> = keys.iter().flatten().cloned().collect();
+        let _ = self.unblock_keys(&vec![queue.to_owned(); keys.len()], &keys).await;
     }
 }
 
@@ -811,19 +830,33 @@ impl Store for Postgres {
         .boxed()
     }
 
-    fn retry<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, u64> {
+    fn retry<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, (u64, bool)> {
         async move {
             let which = if id.is_some() { "id = $2" } else { "$2::text IS NULL" };
-            // A dead job stays dead if another job uses its key now.
+            // A dead job stays dead if another job uses its key now. If several dead jobs have the same key, one of them is retried.
             let retry = format!(
-                "UPDATE @jobs SET state = 'available', attempts = 0, crashes = 0, run_at = now(), ended_at = NULL WHERE id = ANY (ARRAY(
-                SELECT id FROM @jobs AS dead WHERE queue = $1 AND state = 'dead' AND {which} AND (unique_key IS NULL
-                    OR NOT EXISTS (SELECT FROM @jobs AS other WHERE other.queue = $1 AND other.unique_key = dead.unique_key
+                "WITH dead AS (SELECT id, unique_key, ended_at FROM @jobs AS dead WHERE queue = $1 AND state = 'dead' AND {which}
+                    AND (unique_key IS NULL OR NOT EXISTS (SELECT FROM @jobs AS other WHERE other.queue = $1
+                        AND other.unique_key = dead.unique_key
                         AND other.state IN ('scheduled', 'retrying', 'available', 'blocked', 'running')))
-                ORDER BY ended_at LIMIT {MAX_ROWS} FOR UPDATE SKIP LOCKED))"
+                    ORDER BY ended_at LIMIT {MAX_ROWS} FOR UPDATE SKIP LOCKED),
+                retried AS (UPDATE @jobs SET state = 'available', attempts = 0, crashes = 0, run_at = now(), ended_at = NULL
+                    WHERE id = ANY (ARRAY(SELECT id FROM
+                        (SELECT id, unique_key, row_number() OVER (PARTITION BY unique_key ORDER BY ended_at, id) AS nth FROM dead) AS dead
+                        WHERE nth = 1 OR unique_key IS NULL)) RETURNING id)
+                SELECT (SELECT count(*) FROM retried), (SELECT count(*) FROM dead)"
             );
-            let retry = sqlx::query(self.sql(&retry)).bind(queue).bind(id.map(|id| id.to_string()));
-            Ok(retry.execute(&self.pool).await?.rows_affected())
+            loop {
+                let retry = sqlx::query_as::<_, (i64, i64)>(self.sql(&retry)).bind(queue).bind(id.map(|id| id.to_string()));
+                match retry.fetch_one(&self.pool).await {
+                    // Another transaction has enqueued a job with the same key, and has committed during the statement.
+                    Err(sqlx::Error::Database(error)) if error.is_unique_violation() => {}
+                    retried => {
+                        let (retried, dead) = retried?;
+                        return Ok((u64::try_from(retried).unwrap_or(0), usize::try_from(dead) == Ok(MAX_ROWS)));
+                    }
+                }
+            }
         }
         .boxed()
     }
@@ -831,15 +864,18 @@ impl Store for Postgres {
     fn discard<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, u64> {
         async move {
             let discard = if id.is_some() {
-                "DELETE FROM @jobs WHERE queue = $1 AND id = $2 AND worker IS NULL AND state NOT IN ('running', 'done')".to_owned()
+                "DELETE FROM @jobs WHERE queue = $1 AND id = $2 AND worker IS NULL AND state NOT IN ('running', 'done') RETURNING limit_key"
+                    .to_owned()
             } else {
                 format!(
                     "DELETE FROM @jobs WHERE id = ANY (ARRAY(SELECT id FROM @jobs WHERE queue = $1 AND $2::text IS NULL AND state = 'dead'
-                    ORDER BY ended_at LIMIT {MAX_ROWS} FOR UPDATE SKIP LOCKED))"
+                    ORDER BY ended_at LIMIT {MAX_ROWS} FOR UPDATE SKIP LOCKED)) RETURNING NULL::text"
                 )
             };
-            let discard = sqlx::query(self.sql(&discard)).bind(queue).bind(id.map(|id| id.to_string()));
-            Ok(discard.execute(&self.pool).await?.rows_affected())
+            let discard = sqlx::query_scalar(self.sql(&discard)).bind(queue).bind(id.map(|id| id.to_string()));
+            let keys: Vec<Option<String>> = discard.fetch_all(&self.pool).await?;
+            self.unblock_next(queue, &keys).await;
+            Ok(keys.len() as u64)
         }
         .boxed()
     }
@@ -847,9 +883,11 @@ impl Store for Postgres {
     fn cancel<'a>(&'a self, queue: &'a str, id: Ulid) -> StoreFuture<'a, bool> {
         async move {
             let cancel = "UPDATE @jobs SET state = 'cancelled', ended_at = now() WHERE queue = $1 AND id = $2
-                AND state IN ('scheduled', 'retrying', 'available', 'blocked', 'running')";
-            let cancel = sqlx::query(self.sql(cancel)).bind(queue).bind(id.to_string());
-            Ok(cancel.execute(&self.pool).await?.rows_affected() == 1)
+                AND state IN ('scheduled', 'retrying', 'available', 'blocked', 'running') RETURNING limit_key";
+            let cancel = sqlx::query_scalar(self.sql(cancel)).bind(queue).bind(id.to_string());
+            let keys: Vec<Option<String>> = cancel.fetch_all(&self.pool).await?;
+            self.unblock_next(queue, &keys).await;
+            Ok(!keys.is_empty())
         }
         .boxed()
     }
@@ -926,6 +964,8 @@ impl Store for Postgres {
             let (jobs, period) = limits.rate.unzip();
             let set = sqlx::query(self.sql(set)).bind(queue).bind(limits.running.map(version)).bind(limits.running_per_key.map(version));
             set.bind(jobs.map(f64::from)).bind(period.map(|it| it.as_secs_f64())).execute(&self.pool).await?;
+            // The limits are stored, so the call succeeds even if this step fails. Maintenance repeats this step.
+            let _ = self.unblock(queue).await;
             Ok(())
         }
         .boxed()

@@ -30,6 +30,8 @@ pub(crate) struct Sqlite {
     /// queue of this pool, which is fairer than SQLite's busy timeout.
     writer: SqlitePool,
     pool: SqlitePool,
+    /// The workers read with a separate pool, because the program may use all connections of `pool`.
+    worker_pool: SqlitePool,
     /// Keeps a database in memory alive. The pools may close all their connections, and SQLite deletes the database when its last
     /// connection is closed.
     _anchor: Option<Mutex<SqliteConnection>>,
@@ -41,10 +43,11 @@ impl Sqlite {
         let name = format!("/background-tasks-{}", Ulid::generate());
         let options = options(Path::new(&name)).vfs("memdb");
         let anchor = options.connect().await?;
-        let (writer, pool) = (pool(1).idle_timeout(None).max_lifetime(None), pool(8));
-        let (writer, pool) = (writer.connect_with(options.clone()).await?, pool.connect_lazy_with(options));
+        let writer = pool(1).idle_timeout(None).max_lifetime(None).connect_with(options.clone()).await?;
+        let (pool, worker_pool) = (pool(8).connect_lazy_with(options.clone()), pool(2).connect_lazy_with(options));
         migrate(&writer).await?;
-        Ok(Self { file: File { path: PathBuf::new(), identity: None }, writer, pool, _anchor: Some(Mutex::new(anchor)) })
+        let file = File { path: PathBuf::new(), identity: None };
+        Ok(Self { file, writer, pool, worker_pool, _anchor: Some(Mutex::new(anchor)) })
     }
 
     /// Opens a database file. If `is_existing` is false, also creates the file if it does not exist, and migrates the tables.
@@ -83,8 +86,9 @@ impl Sqlite {
         if !is_existing {
             migrate(&writer).await.map_err(with_path)?;
         }
-        let pool = pool(8).connect_lazy_with(options.create_if_missing(false));
-        Ok(Self { file: File::at(path), writer, pool, _anchor: None })
+        let options = options.create_if_missing(false);
+        let (pool, worker_pool) = (pool(8).connect_lazy_with(options.clone()), pool(2).connect_lazy_with(options));
+        Ok(Self { file: File::at(path), writer, pool, worker_pool, _anchor: None })
     }
 }
 
@@ -318,10 +322,21 @@ const RELEASE_CANCELLED: &str = "UPDATE background_tasks_jobs SET worker = NULL
 const ENDED_OTHERWISE: &str = "SELECT id, queue, limit_key FROM background_tasks_jobs
     WHERE id IN (SELECT value FROM json_each(?1)) AND worker IS NULL AND limit_key IS NOT NULL";
 
-/// Makes the next blocked job of a limit key available.
+/// Finds those of the given limit keys that have blocked jobs, and returns how many of these jobs the limit allows to start. The statement
+/// does not count the jobs that are already available. If too many jobs become available, the next fetch blocks them again.
+const UNBLOCKABLE: &str = "SELECT queue, key, min(1000, coalesce(max_running_per_key - coalesce(running, 0), 1000)) AS room
+    FROM (SELECT value ->> 0 AS queue, value ->> 1 AS key FROM json_each(?1)) AS keys
+    LEFT JOIN background_tasks_queues ON name = queue
+    LEFT JOIN (SELECT queue AS held_queue, limit_key, count(*) AS running
+        FROM background_tasks_jobs INDEXED BY background_tasks_jobs_held
+        WHERE worker IS NOT NULL AND state = 'running' GROUP BY queue, limit_key) ON held_queue = queue AND limit_key = key
+    WHERE room > 0 AND EXISTS (SELECT 1 FROM background_tasks_jobs AS jobs INDEXED BY background_tasks_jobs_blocked
+        WHERE jobs.queue = keys.queue AND jobs.limit_key = key AND jobs.state = 'blocked')";
+
+/// Makes the next blocked jobs of a limit key available.
 const UNBLOCK: &str = "UPDATE background_tasks_jobs SET state = 'available' WHERE seq IN (
     SELECT seq FROM background_tasks_jobs INDEXED BY background_tasks_jobs_blocked
-    WHERE queue = ?1 AND limit_key = ?2 AND state = 'blocked' ORDER BY priority DESC, run_at, seq LIMIT 1)";
+    WHERE queue = ?1 AND limit_key = ?2 AND state = 'blocked' ORDER BY priority DESC, run_at, seq LIMIT ?3)";
 
 const PRUNE: &str = "DELETE FROM background_tasks_jobs WHERE seq IN (
     SELECT seq FROM background_tasks_jobs INDEXED BY background_tasks_jobs_ended
@@ -436,6 +451,25 @@ fn info(row: &SqliteRow) -> StoreResult<JobInfo> {
     }))
 }
 
+impl Sqlite {
+    async fn unblock_keys(&self, keys: HashSet<(String, String)>) -> StoreResult {
+        if !keys.is_empty() {
+            let keys =
+                sqlx::query_as::<_, (String, String, i64)>(UNBLOCKABLE).bind(json(&keys)).fetch_all(&self.worker_pool).await?;
+            for (queue, key, room) in keys {
+                sqlx::query(UNBLOCK).bind(queue).bind(key).bind(room).execute(&self.writer).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes jobs of these limit keys available after one of their jobs was deleted or cancelled. This change is committed, so an error is
+    /// ignored. Maintenance repeats this step.
+    async fn unblock_next(&self, queue: &str, keys: &[Option<String>]) {
+        let _ = self.unblock_keys(keys.iter().flatten().map(|key| (queue.to_owned(), key.clone())).collect()).await;
+    }
+}
+
 impl Store for Sqlite {
     fn check_available(&self) -> StoreResult {
         self.file.check_available()
@@ -495,7 +529,7 @@ impl Store for Sqlite {
             self.file.check_available()?;
             let look = async || {
                 let now = now();
-                let rows = sqlx::query(TICK).bind(json(&queues)).fetch_all(&self.pool).await?;
+                let rows = sqlx::query(TICK).bind(json(&queues)).fetch_all(&self.worker_pool).await?;
                 let tick = |row: &SqliteRow| -> StoreResult<QueueTick> {
                     let next_due: Option<i64> = row.try_get("next_due")?;
                     Ok(QueueTick {
@@ -592,12 +626,10 @@ impl Store for Sqlite {
                 let released = rows(RELEASE_CANCELLED).bind(&others).fetch_all(&self.writer).await?;
                 cancelled.extend(released.iter().map(|(id, ..)| id.clone()));
                 ended.extend(released);
-                ended.extend(rows(ENDED_OTHERWISE).bind(&others).fetch_all(&self.pool).await?);
+                ended.extend(rows(ENDED_OTHERWISE).bind(&others).fetch_all(&self.worker_pool).await?);
             }
             let keys: HashSet<_> = ended.into_iter().filter_map(|(_, queue, key)| Some((queue, key?))).collect();
-            for (queue, key) in keys {
-                sqlx::query(UNBLOCK).bind(queue).bind(key).execute(&self.writer).await?;
-            }
+            self.unblock_keys(keys).await?;
             let outcome = |id: &String| match () {
                 () if applied.contains(id) => Committed::Yes,
                 () if cancelled.contains(id) => Committed::Cancelled,
@@ -613,7 +645,7 @@ impl Store for Sqlite {
             self.file.check_available()?;
             let held = "SELECT id, run, state = 'cancelled' FROM background_tasks_jobs INDEXED BY background_tasks_jobs_held
                 WHERE worker IN (SELECT value FROM json_each(?1)) AND worker IS NOT NULL";
-            sqlx::query_as(held).bind(json(&workers)).fetch_all(&self.pool).await?.into_iter().map(held_job).collect()
+            sqlx::query_as(held).bind(json(&workers)).fetch_all(&self.worker_pool).await?.into_iter().map(held_job).collect()
         }
         .boxed()
     }
@@ -646,11 +678,8 @@ impl Store for Sqlite {
     fn unblock<'a>(&'a self, queue: &'a str) -> StoreFuture<'a> {
         async move {
             let keys = "SELECT DISTINCT limit_key FROM background_tasks_jobs WHERE queue = ?1 AND state = 'blocked' LIMIT 1000";
-            let keys: Vec<String> = sqlx::query_scalar(keys).bind(queue).fetch_all(&self.pool).await?;
-            for key in keys {
-                sqlx::query(UNBLOCK).bind(queue).bind(key).execute(&self.writer).await?;
-            }
-            Ok(())
+            let keys: Vec<String> = sqlx::query_scalar(keys).bind(queue).fetch_all(&self.worker_pool).await?;
+            self.unblock_keys(keys.into_iter().map(|key| (queue.to_owned(), key)).collect()).await
         }
         .boxed()
     }
@@ -734,22 +763,29 @@ impl Store for Sqlite {
         .boxed()
     }
 
-    fn retry<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, u64> {
+    fn retry<'a>(&'a self, queue: &'a str, id: Option<Ulid>) -> StoreFuture<'a, (u64, bool)> {
         async move {
             self.file.check_available()?;
             let which = if id.is_some() { ("", "id = ?2") } else { (ENDED, "?2 IS NULL AND state IN ('done', 'dead', 'cancelled')") };
             // A dead job stays dead if another job uses its key now.
-            let retry = format!(
-                "UPDATE background_tasks_jobs SET state = 'available', attempts = 0, crashes = 0, run_at = ?3, ended_at = NULL WHERE seq IN (
-                SELECT seq FROM background_tasks_jobs AS dead {} WHERE queue = ?1 AND state = 'dead' AND {}
+            let dead = format!(
+                "SELECT seq FROM background_tasks_jobs AS dead {} WHERE queue = ?1 AND state = 'dead' AND {}
                 AND (unique_key IS NULL OR NOT EXISTS (SELECT 1 FROM background_tasks_jobs AS other WHERE other.queue = ?1
                     AND other.unique_key = dead.unique_key
                     AND other.state IN ('scheduled', 'retrying', 'available', 'blocked', 'running')))
-                ORDER BY ended_at LIMIT {MAX_ROWS})",
+                ORDER BY ended_at LIMIT {MAX_ROWS}",
                 which.0, which.1
             );
-            let retry = sqlx::query(AssertSqlSafe(retry)).bind(queue).bind(id.map(|id| id.to_string())).bind(now());
-            Ok(retry.execute(&self.writer).await?.rows_affected())
+            let id = id.map(|id| id.to_string());
+            let found = sqlx::query_scalar(AssertSqlSafe(format!("SELECT count(*) FROM ({dead})"))).bind(queue).bind(&id);
+            let found: i64 = found.fetch_one(&self.writer).await?;
+            // If several dead jobs have the same key, `OR IGNORE` makes the statement retry one of them.
+            let retry = format!(
+                "UPDATE OR IGNORE background_tasks_jobs SET state = 'available', attempts = 0, crashes = 0, run_at = ?3, ended_at = NULL
+                WHERE seq IN ({dead})"
+            );
+            let retry = sqlx::query(AssertSqlSafe(retry)).bind(queue).bind(&id).bind(now());
+            Ok((retry.execute(&self.writer).await?.rows_affected(), usize::try_from(found) == Ok(MAX_ROWS)))
         }
         .boxed()
     }
@@ -758,15 +794,20 @@ impl Store for Sqlite {
         async move {
             self.file.check_available()?;
             let discard = if id.is_some() {
-                "DELETE FROM background_tasks_jobs WHERE queue = ?1 AND id = ?2 AND worker IS NULL AND state NOT IN ('running', 'done')".to_owned()
+                "DELETE FROM background_tasks_jobs WHERE queue = ?1 AND id = ?2 AND worker IS NULL AND state NOT IN ('running', 'done')
+                RETURNING limit_key"
+                    .to_owned()
             } else {
                 format!(
                     "DELETE FROM background_tasks_jobs WHERE seq IN (SELECT seq FROM background_tasks_jobs {ENDED} WHERE queue = ?1
-                    AND ?2 IS NULL AND state = 'dead' AND state IN ('done', 'dead', 'cancelled') ORDER BY ended_at LIMIT {MAX_ROWS})"
+                    AND ?2 IS NULL AND state = 'dead' AND state IN ('done', 'dead', 'cancelled') ORDER BY ended_at LIMIT {MAX_ROWS})
+                    RETURNING NULL"
                 )
             };
-            let discard = sqlx::query(AssertSqlSafe(discard)).bind(queue).bind(id.map(|id| id.to_string()));
-            Ok(discard.execute(&self.writer).await?.rows_affected())
+            let discard = sqlx::query_scalar(AssertSqlSafe(discard)).bind(queue).bind(id.map(|id| id.to_string()));
+            let keys: Vec<Option<String>> = discard.fetch_all(&self.writer).await?;
+            self.unblock_next(queue, &keys).await;
+            Ok(keys.len() as u64)
         }
         .boxed()
     }
@@ -775,9 +816,11 @@ impl Store for Sqlite {
         async move {
             self.file.check_available()?;
             let cancel = "UPDATE background_tasks_jobs SET state = 'cancelled', ended_at = ?3 WHERE queue = ?1 AND id = ?2
-                AND state IN ('scheduled', 'retrying', 'available', 'blocked', 'running')";
-            let cancel = sqlx::query(cancel).bind(queue).bind(id.to_string()).bind(now());
-            Ok(cancel.execute(&self.writer).await?.rows_affected() == 1)
+                AND state IN ('scheduled', 'retrying', 'available', 'blocked', 'running') RETURNING limit_key";
+            let cancel = sqlx::query_scalar(cancel).bind(queue).bind(id.to_string()).bind(now());
+            let keys: Vec<Option<String>> = cancel.fetch_all(&self.writer).await?;
+            self.unblock_next(queue, &keys).await;
+            Ok(!keys.is_empty())
         }
         .boxed()
     }
@@ -856,6 +899,8 @@ impl Store for Sqlite {
             let (jobs, period) = limits.rate.unzip();
             let set = sqlx::query(set).bind(queue).bind(limits.running).bind(limits.running_per_key).bind(jobs.map(f64::from));
             set.bind(period.map(|period| period.as_secs_f64())).bind(now()).execute(&self.writer).await?;
+            // The limits are stored, so the call succeeds even if this step fails. Maintenance repeats this step.
+            let _ = self.unblock(queue).await;
             Ok(())
         }
         .boxed()
