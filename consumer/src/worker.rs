@@ -150,7 +150,7 @@ where
                 Ok(()) => reason,
                 Err(error) => format!("{reason}; cannot move it to the dead letters: {error}"),
             };
-            self.registry.named(self.name).location(self.location).run(async { Err::<(), _>(text) });
+            self.registry.named(self.name).location(self.location).without_permit().run(async { Err::<(), _>(text) });
             if is_held {
                 self.retry(&delivery, &mut receipt, &mut lease, signal, Next::Backoff).await;
             }

@@ -473,6 +473,19 @@ fn message_that_kills_its_process_is_buried_unread() {
 }
 
 #[test]
+fn full_registry_reports_a_message_that_is_buried_unread() {
+    let sim = Simulation::with_limit(1);
+    sim.send(1);
+    sim.steal();
+    sim.advance(LEASE);
+    sim.registry.run(pending::<()>());
+    sim.consumer().max_attempts(1).serve(&sim.registry, "job", complete).unwrap();
+    sim.run();
+    assert_eq!(sim.queue.dead_letters().len(), 1);
+    sim.assert_losses(&["job failed: not handled: 1 attempts have not settled message \"1\""]);
+}
+
+#[test]
 fn shutdown_charges_no_attempt_where_the_queue_can_do_so() {
     let sim = Simulation::new();
     sim.send(1);
