@@ -45,7 +45,8 @@ pub enum Release {
 ///   necessary.
 /// - If the future of a method other than `receive` is dropped, no message is lost. If a call that settles a message takes longer than a
 ///   third of the lease, the consumer drops its future. It repeats the call until the lease expires. Without a lease, it drops the future
-///   after 3.3 seconds, and repeats the call for 10 seconds.
+///   after 3.3 seconds, and repeats the call for 10 seconds. If no call has succeeded, and no shutdown has started, it repeats a
+///   release after the backoff.
 pub trait Source: Send + Sync + 'static {
     /// Identifies one delivery of a message.
     type Receipt: Send + 'static;

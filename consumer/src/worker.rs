@@ -139,7 +139,8 @@ where
         // dead-letter queue without handling it.
         let is_last = delivery.attempt() == max_attempts;
         if signal.is_triggered() && !is_last {
-            return self.release(&delivery, &mut receipt, &mut lease, Release::Shutdown).await;
+            self.release(&delivery, &mut receipt, &mut lease, Release::Shutdown).await;
+            return;
         }
         if delivery.attempt() > max_attempts {
             // The last attempt has not settled the message, for example because its process died.
@@ -178,7 +179,8 @@ where
                 return;
             }
             Outcome::Dropped if signal.is_triggered() => {
-                return self.release(&delivery, &mut receipt, &mut lease, Release::Shutdown).await;
+                self.release(&delivery, &mut receipt, &mut lease, Release::Shutdown).await;
+                return;
             }
             Outcome::Dropped => ("the task was aborted or dropped".into(), Next::Backoff),
             Outcome::Failed(failure) => failure.into_parts(),
@@ -198,7 +200,8 @@ where
         }
     }
 
-    /// Returns a message to its queue. The message becomes available after its delay.
+    /// Returns a message to its queue. The message becomes available after its delay. If all calls fail and the message still belongs to
+    /// this consumer, repeats them after the next delay.
     async fn retry(
         &self,
         delivery: &Delivery,
@@ -207,13 +210,18 @@ where
         signal: &ShutdownSignal,
         next: Next,
     ) {
-        let mut delay = if let Next::After(delay) = next { delay } else { self.options.retry_delay(delivery.attempt()) };
-        if !self.source.can_delay() {
-            let hold = signal.run_until_shutdown(self.sleep(delay));
-            self.extend_until(receipt, lease, hold).await;
-            delay = Duration::ZERO;
+        loop {
+            let mut delay = if let Next::After(delay) = next { delay } else { self.options.retry_delay(delivery.attempt()) };
+            if !self.source.can_delay() {
+                let hold = signal.run_until_shutdown(self.sleep(delay));
+                self.extend_until(receipt, lease, hold).await;
+                delay = Duration::ZERO;
+            }
+            let is_held = self.release(delivery, receipt, lease, Release::After(delay)).await;
+            if !is_held || signal.is_triggered() {
+                return;
+            }
         }
-        self.release(delivery, receipt, lease, Release::After(delay)).await;
     }
 
     /// Waits until the future resolves. Until then, extends the lease when necessary.
@@ -236,10 +244,11 @@ where
         future.await
     }
 
-    async fn release(&self, delivery: &Delivery, receipt: &mut S::Receipt, lease: &mut Lease<'_, P>, release: Release) {
-        if let Err(error) = self.settle(delivery, receipt, lease, Settlement::Release(release)).await {
-            self.report(format!("cannot release message {:?}: {error}", delivery.id()));
-        }
+    /// Releases a message. Returns `true` if this fails and the message is [held](Unsettled::is_held).
+    async fn release(&self, delivery: &Delivery, receipt: &mut S::Receipt, lease: &mut Lease<'_, P>, release: Release) -> bool {
+        let Err(error) = self.settle(delivery, receipt, lease, Settlement::Release(release)).await else { return false };
+        self.report(format!("cannot release message {:?}: {error}", delivery.id()));
+        error.is_held
     }
 
     /// Settles a message. Repeats a failed call until the broker confirms the call, the receipt is void (no longer valid), or the lease has
