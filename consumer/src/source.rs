@@ -79,7 +79,8 @@ pub trait Source: Send + Sync + 'static {
     /// Returns a message to the queue.
     fn release(&self, receipt: &mut Self::Receipt, release: Release) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
-    /// Moves a message to the dead-letter queue. `reason` says why the message is dead, for example the error of the last attempt.
+    /// Moves a message to the dead-letter queue. `reason` says why the message is dead, for example the error of the last attempt. The
+    /// consumer truncates it to 1000 characters.
     ///
     /// If the broker cannot move a message in one step, this method must copy the message and then delete it. If the call is repeated after
     /// the broker has confirmed the copy, this method must not copy the message again.

@@ -28,6 +28,9 @@ const RECEIVE_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Durat
 /// On a source without a lease, the consumer waits for the broker for at most this time, including repeated calls.
 const CALL_LIMIT: Duration = Duration::from_secs(10);
 
+/// The consumer truncates the reason of a dead message to this number of characters, because brokers limit the size of headers.
+const MAX_REASON: usize = 1000;
+
 pub(crate) struct Worker<S, P, H> {
     pub(crate) source: S,
     pub(crate) options: Options,
@@ -275,7 +278,7 @@ where
                     match how {
                         Settlement::Ack => self.source.ack(receipt).await,
                         Settlement::Release(release) => self.source.release(receipt, release).await,
-                        Settlement::DeadLetter(reason) => self.source.dead_letter(delivery, receipt, reason).await,
+                        Settlement::DeadLetter(reason) => self.source.dead_letter(delivery, receipt, truncated(reason)).await,
                     }
                 };
                 match select(pin!(call), pin!(self.sleep(limit))).await {
@@ -305,6 +308,10 @@ where
     fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + Send + use<S, P, H, F, E> {
         self.registry.spawner().sleep(duration).map(drop)
     }
+}
+
+fn truncated(reason: &str) -> &str {
+    reason.char_indices().nth(MAX_REASON).map_or(reason, |(end, _)| &reason[..end])
 }
 
 /// Runs a future to its end, and meanwhile also polls the futures of the messages.

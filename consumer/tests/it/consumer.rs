@@ -469,6 +469,16 @@ fn failed_release_is_repeated_once_after_shutdown_has_started() {
     ]);
 }
 
+#[test]
+fn reason_of_a_dead_message_is_truncated() {
+    let sim = Simulation::new();
+    sim.send(1);
+    let handler = |_| async { Err::<(), _>("é".repeat(1001)) };
+    sim.consumer().max_attempts(1).serve(&sim.registry, "job", handler).unwrap();
+    sim.run();
+    assert_eq!(sim.queue.dead_letters()[0].1, "é".repeat(1000));
+}
+
 /// An invalid receipt means that the broker has taken the message back, so the consumer must not release the message.
 #[test]
 fn message_whose_receipt_is_void_is_not_released() {
