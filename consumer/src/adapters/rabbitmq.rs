@@ -24,8 +24,8 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// The name of the header with the number of failed attempts. Only messages of classic queues have this header.
 const ATTEMPTS: &str = "x-consumer-attempts";
 const REASON: &str = "x-dead-letter-reason";
-/// A copy omits these headers. The broker would route a copy to the queues in `CC` and `BCC` again. The other headers count the attempts of
-/// the original message.
+/// A copy omits these headers. The broker would route a copy to the queues in `CC` and `BCC` again. The other headers count earlier
+/// attempts.
 const OMITTED: [&str; 5] = ["CC", "BCC", DELIVERIES, ACQUISITIONS, ATTEMPTS];
 /// A quorum queue adds these headers to a message that it delivers again.
 const DELIVERIES: &str = "x-delivery-count";
