@@ -45,7 +45,8 @@ pub enum Release {
 ///   necessary.
 /// - If the future of a method other than `receive` is dropped, no message is lost. If a call that settles a message takes longer than a
 ///   third of the lease, the consumer drops its future. It repeats the call until the lease expires. Without a lease, it drops the future
-///   after 3.3 seconds, and repeats the call for 10 seconds.
+///   after 3.3 seconds, and repeats the call for 10 seconds. If no call has succeeded, and no shutdown has started, it repeats a
+///   release after the backoff.
 pub trait Source: Send + Sync + 'static {
     /// Identifies one delivery of a message.
     type Receipt: Send + 'static;
@@ -78,7 +79,8 @@ pub trait Source: Send + Sync + 'static {
     /// Returns a message to the queue.
     fn release(&self, receipt: &mut Self::Receipt, release: Release) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
-    /// Moves a message to the dead-letter queue. `reason` says why the message is dead, for example the error of the last attempt.
+    /// Moves a message to the dead-letter queue. `reason` says why the message is dead, for example the error of the last attempt. The
+    /// consumer truncates it to 1000 characters.
     ///
     /// If the broker cannot move a message in one step, this method must copy the message and then delete it. If the call is repeated after
     /// the broker has confirmed the copy, this method must not copy the message again.

@@ -28,6 +28,9 @@ const RECEIVE_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Durat
 /// On a source without a lease, the consumer waits for the broker for at most this time, including repeated calls.
 const CALL_LIMIT: Duration = Duration::from_secs(10);
 
+/// The consumer truncates the reason of a dead message to this number of characters, because brokers limit the size of headers.
+const MAX_REASON: usize = 1000;
+
 pub(crate) struct Worker<S, P, H> {
     pub(crate) source: S,
     pub(crate) options: Options,
@@ -139,7 +142,8 @@ where
         // dead-letter queue without handling it.
         let is_last = delivery.attempt() == max_attempts;
         if signal.is_triggered() && !is_last {
-            return self.release(&delivery, &mut receipt, &mut lease, Release::Shutdown).await;
+            self.release(&delivery, &mut receipt, &mut lease, Release::Shutdown).await;
+            return;
         }
         if delivery.attempt() > max_attempts {
             // The last attempt has not settled the message, for example because its process died.
@@ -150,7 +154,7 @@ where
                 Ok(()) => reason,
                 Err(error) => format!("{reason}; cannot move it to the dead letters: {error}"),
             };
-            self.registry.named(self.name).location(self.location).run(async { Err::<(), _>(text) });
+            self.registry.named(self.name).location(self.location).without_permit().run(async { Err::<(), _>(text) });
             if is_held {
                 self.retry(&delivery, &mut receipt, &mut lease, signal, Next::Backoff).await;
             }
@@ -178,7 +182,8 @@ where
                 return;
             }
             Outcome::Dropped if signal.is_triggered() => {
-                return self.release(&delivery, &mut receipt, &mut lease, Release::Shutdown).await;
+                self.release(&delivery, &mut receipt, &mut lease, Release::Shutdown).await;
+                return;
             }
             Outcome::Dropped => ("the task was aborted or dropped".into(), Next::Backoff),
             Outcome::Failed(failure) => failure.into_parts(),
@@ -198,7 +203,8 @@ where
         }
     }
 
-    /// Returns a message to its queue. The message becomes available after its delay.
+    /// Returns a message to its queue. The message becomes available after its delay. If all calls fail and the message still belongs to
+    /// this consumer, repeats them after the next delay.
     async fn retry(
         &self,
         delivery: &Delivery,
@@ -207,13 +213,18 @@ where
         signal: &ShutdownSignal,
         next: Next,
     ) {
-        let mut delay = if let Next::After(delay) = next { delay } else { self.options.retry_delay(delivery.attempt()) };
-        if !self.source.can_delay() {
-            let hold = signal.run_until_shutdown(self.sleep(delay));
-            self.extend_until(receipt, lease, hold).await;
-            delay = Duration::ZERO;
+        loop {
+            let mut delay = if let Next::After(delay) = next { delay } else { self.options.retry_delay(delivery.attempt()) };
+            if !self.source.can_delay() {
+                let hold = signal.run_until_shutdown(self.sleep(delay));
+                self.extend_until(receipt, lease, hold).await;
+                delay = Duration::ZERO;
+            }
+            let is_held = self.release(delivery, receipt, lease, Release::After(delay)).await;
+            if !is_held || signal.is_triggered() {
+                return;
+            }
         }
-        self.release(delivery, receipt, lease, Release::After(delay)).await;
     }
 
     /// Waits until the future resolves. Until then, extends the lease when necessary.
@@ -236,10 +247,11 @@ where
         future.await
     }
 
-    async fn release(&self, delivery: &Delivery, receipt: &mut S::Receipt, lease: &mut Lease<'_, P>, release: Release) {
-        if let Err(error) = self.settle(delivery, receipt, lease, Settlement::Release(release)).await {
-            self.report(format!("cannot release message {:?}: {error}", delivery.id()));
-        }
+    /// Releases a message. Returns `true` if this fails and the message is [held](Unsettled::is_held).
+    async fn release(&self, delivery: &Delivery, receipt: &mut S::Receipt, lease: &mut Lease<'_, P>, release: Release) -> bool {
+        let Err(error) = self.settle(delivery, receipt, lease, Settlement::Release(release)).await else { return false };
+        self.report(format!("cannot release message {:?}: {error}", delivery.id()));
+        error.is_held
     }
 
     /// Settles a message. Repeats a failed call until the broker confirms the call, the receipt is void (no longer valid), or the lease has
@@ -266,7 +278,7 @@ where
                     match how {
                         Settlement::Ack => self.source.ack(receipt).await,
                         Settlement::Release(release) => self.source.release(receipt, release).await,
-                        Settlement::DeadLetter(reason) => self.source.dead_letter(delivery, receipt, reason).await,
+                        Settlement::DeadLetter(reason) => self.source.dead_letter(delivery, receipt, truncated(reason)).await,
                     }
                 };
                 match select(pin!(call), pin!(self.sleep(limit))).await {
@@ -296,6 +308,10 @@ where
     fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + Send + use<S, P, H, F, E> {
         self.registry.spawner().sleep(duration).map(drop)
     }
+}
+
+fn truncated(reason: &str) -> &str {
+    reason.char_indices().nth(MAX_REASON).map_or(reason, |(end, _)| &reason[..end])
 }
 
 /// Runs a future to its end, and meanwhile also polls the futures of the messages.

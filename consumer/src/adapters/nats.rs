@@ -11,10 +11,13 @@ use std::{fmt, mem};
 /// A pull consumer of NATS JetStream, with the client [`async_nats`]. Needs tokio.
 ///
 /// Your program creates the stream and the JetStream consumer. The JetStream consumer must have the policy [`AckPolicy::Explicit`], no
-/// limit on deliveries (`max_deliver: -1`), and no `backoff`. The value of `max_ack_pending` must be at least the sum of the concurrencies
-/// of all workers. The value of `ack_wait` is the lease.
+/// limit on deliveries (`max_deliver: -1`), and no `backoff`. The value of `ack_wait` is the lease.
+///
+/// Set `max_ack_pending: -1`. Messages that wait for a retry count towards `max_ack_pending`, whose default is 1000. When this limit is
+/// reached, the server delivers no other message until a retry has ended.
 ///
 /// The source publishes dead messages to a subject, with the header `Dead-Letter-Reason`. A stream must store the messages of this subject.
+/// A dead message has the headers of the message, except the headers whose names start with `Nats-`, because the server interprets them.
 /// If the source publishes a message twice, this stream ignores the second copy within its `duplicate_window`.
 ///
 /// The server confirms each acknowledgement, extension and release, even after the lease has expired. The client reconnects automatically.
@@ -129,7 +132,8 @@ impl Source for JetStream {
 
     async fn dead_letter(&self, delivery: &Delivery, receipt: &mut Subject, reason: &str) -> Result<(), Error> {
         let mut headers = HeaderMap::new();
-        for (name, value) in delivery.headers() {
+        // The server would interpret a header such as `Nats-Expected-Last-Sequence` again, and reject the copy.
+        for (name, value) in delivery.headers().filter(|(name, _)| !name.starts_with("Nats-")) {
             headers.append(name, value);
         }
         // The stream of the dead messages ignores a second copy with the same ID within its `duplicate_window`.

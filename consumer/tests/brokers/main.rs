@@ -10,8 +10,8 @@ mod sqs;
 mod sqs_client;
 
 use background_tasks::{Registry, TokioSpawner};
-use background_tasks_consumer::Source;
 use background_tasks_consumer::conformance::{self, Broker, Plan};
+use background_tasks_consumer::{Source, consumer};
 use futures_util::FutureExt;
 use server::Server;
 use std::path::Path;
@@ -30,6 +30,21 @@ pub(crate) trait Queue: Broker {
 
     /// Checks the promises that only this source makes. Panics if the source breaks such a promise.
     async fn check_details(_address: &str) {}
+}
+
+/// A handler returns an error that is longer than a header of the broker can be.
+pub(crate) async fn message_with_a_long_error_becomes_dead<Q: Queue>(queue: &Q) {
+    queue.send("1".into()).await;
+    let registry = Registry::new(TokioSpawner);
+    let handler = |_| async { Err::<(), _>("x".repeat(2_000_000)) };
+    consumer(queue.connect().await).max_attempts(1).serve(&registry, "job", handler).unwrap();
+    let start = Instant::now();
+    while queue.dead_letters().await != [b"1"] {
+        assert!(start.elapsed() < Duration::from_secs(30), "{}: the message is not dead", Q::NAME);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // If the broker rejected the copy, it would deliver the message again, and that attempt would also fail.
+    assert_eq!(registry.shutdown().await.failed, 1, "{}", Q::NAME);
 }
 
 /// What a test does to the broker while workers handle messages.

@@ -1,4 +1,5 @@
-use crate::Queue;
+use crate::{Queue, message_with_a_long_error_becomes_dead};
+use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{PullConsumer, pull};
 use async_nats::jetstream::{self, stream};
 use background_tasks_consumer::conformance::Broker;
@@ -25,7 +26,7 @@ impl Nats {
             durable_name: Some("workers".into()),
             filter_subject: format!("{}.jobs", self.name),
             ack_wait: LEASE,
-            max_ack_pending: 10_000,
+            max_ack_pending: -1,
             max_deliver: -1,
             ..pull::Config::default()
         };
@@ -47,6 +48,8 @@ impl Queue for Nats {
     async fn check_details(address: &str) {
         stray_message_is_reported_and_loses_no_other(address).await;
         calls_fail_without_the_consumer(&Self::open(address, "deleted").await).await;
+        message_with_headers_for_the_server_becomes_dead(&Self::open(address, "headers").await).await;
+        message_with_a_long_error_becomes_dead(&Self::open(address, "long-error").await).await;
     }
 }
 
@@ -108,4 +111,24 @@ async fn calls_fail_without_the_consumer(queue: &Nats) {
     source.ack(&mut message.receipt).await.unwrap_err();
     source.extend(&mut message.receipt).await.unwrap_err();
     source.release(&mut message.receipt, Release::Shutdown).await.unwrap_err();
+}
+
+/// The stream rejects the second message with this header, because its last sequence number is no longer 1.
+async fn message_with_headers_for_the_server_becomes_dead(queue: &Nats) {
+    queue.send("1".into()).await;
+    let mut headers = HeaderMap::new();
+    headers.insert("Nats-Expected-Last-Sequence", "1");
+    headers.insert("Tenant", "7");
+    queue.context.publish_with_headers("headers.jobs", headers, "2".into()).await.unwrap().await.unwrap();
+    let source = queue.connect().await;
+    let mut message = loop {
+        if let Some(message) = source.receive(2).await.unwrap().into_iter().find(|message| message.delivery.payload() == b"2") {
+            break message;
+        }
+    };
+    source.dead_letter(&message.delivery, &mut message.receipt, "invalid").await.unwrap();
+    let dead = queue.stream.get_last_raw_message_by_subject("headers.dead").await.unwrap();
+    let header = |name: &str| dead.headers.get(name).map(|value| value.as_str().to_owned());
+    assert_eq!(header("Nats-Expected-Last-Sequence"), None);
+    assert_eq!((header("Tenant").as_deref(), header("Dead-Letter-Reason").as_deref()), (Some("7"), Some("invalid")));
 }

@@ -431,6 +431,54 @@ fn message_that_cannot_be_dead_is_retried_if_the_source_has_no_lease() {
     assert_eq!(sim.queue.dead_letters().len(), 1);
 }
 
+/// Without the repetition, the consumer would keep the message until its connection closes.
+#[test]
+fn failed_release_is_repeated_after_the_backoff_if_the_source_has_no_lease() {
+    let sim = Simulation::new();
+    sim.faults.has_no_lease.store(true, SeqCst);
+    sim.faults.cannot_delay.store(true, SeqCst);
+    sim.send(1);
+    let handler = |delivery: Delivery| async move { if delivery.attempt() == 1 { Err("busy") } else { Ok(()) } };
+    let backoff = Duration::from_secs(4);
+    sim.consumer().concurrency(1).backoff(backoff, backoff).serve(&sim.registry, "job", handler).unwrap();
+    sim.faults.fail_calls.store(true, SeqCst);
+    sim.advance_secs(14); // the backoff, and ten seconds of calls
+    sim.assert_losses(&["job failed: busy", "consumer failed: cannot release message \"1\": broken"]);
+    sim.faults.fail_calls.store(false, SeqCst);
+    sim.advance_secs(5);
+    assert!(sim.queue.is_empty());
+}
+
+#[test]
+fn failed_release_is_repeated_once_after_shutdown_has_started() {
+    let sim = Simulation::new();
+    sim.faults.has_no_lease.store(true, SeqCst);
+    sim.faults.cannot_delay.store(true, SeqCst);
+    sim.send(1);
+    let backoff = Duration::from_secs(3600);
+    sim.consumer().backoff(backoff, backoff).serve(&sim.registry, "job", fail).unwrap();
+    sim.run();
+    sim.faults.fail_calls.store(true, SeqCst);
+    assert_eq!(sim.shutdown(), None);
+    sim.advance_secs(10);
+    assert!(sim.registry.is_drained());
+    sim.assert_losses(&[
+        "job failed: no mailbox",
+        "consumer failed: cannot stop receiving: broken",
+        "consumer failed: cannot release message \"1\": broken",
+    ]);
+}
+
+#[test]
+fn reason_of_a_dead_message_is_truncated() {
+    let sim = Simulation::new();
+    sim.send(1);
+    let handler = |_| async { Err::<(), _>("é".repeat(1001)) };
+    sim.consumer().max_attempts(1).serve(&sim.registry, "job", handler).unwrap();
+    sim.run();
+    assert_eq!(sim.queue.dead_letters()[0].1, "é".repeat(1000));
+}
+
 /// An invalid receipt means that the broker has taken the message back, so the consumer must not release the message.
 #[test]
 fn message_whose_receipt_is_void_is_not_released() {
@@ -470,6 +518,19 @@ fn message_that_kills_its_process_is_buried_unread() {
     assert_eq!(calls.load(SeqCst), 0);
     assert_eq!(sim.queue.dead_letters()[0].1, "not handled: 2 attempts have not settled message \"1\"");
     sim.assert_losses(&["job failed: not handled: 2 attempts have not settled message \"1\""]);
+}
+
+#[test]
+fn full_registry_reports_a_message_that_is_buried_unread() {
+    let sim = Simulation::with_limit(1);
+    sim.send(1);
+    sim.steal();
+    sim.advance(LEASE);
+    sim.registry.run(pending::<()>());
+    sim.consumer().max_attempts(1).serve(&sim.registry, "job", complete).unwrap();
+    sim.run();
+    assert_eq!(sim.queue.dead_letters().len(), 1);
+    sim.assert_losses(&["job failed: not handled: 1 attempts have not settled message \"1\""]);
 }
 
 #[test]

@@ -208,6 +208,8 @@ impl Broker {
                     filter_subject: subject(queue),
                     ack_wait: lease,
                     max_deliver: -1, // no limit: at a limit, the server drops messages
+                    // No limit: messages that wait for a retry count towards a limit, and block other messages.
+                    max_ack_pending: -1,
                     ..pull::Config::default()
                 };
                 let stream = context.get_stream("signups").await.map_err(failed("find the stream"))?;
