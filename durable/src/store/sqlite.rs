@@ -322,7 +322,7 @@ const RELEASE_CANCELLED: &str = "UPDATE background_tasks_jobs SET worker = NULL
 const ENDED_OTHERWISE: &str = "SELECT id, queue, limit_key FROM background_tasks_jobs
     WHERE id IN (SELECT value FROM json_each(?1)) AND worker IS NULL AND limit_key IS NOT NULL";
 
-/// Finds those of the given limit keys that have blocked jobs, and returns how many of these jobs the limit allows to start. The statement
+/// Finds the limit keys in `?1` that have blocked jobs, and returns how many of these jobs the limit allows to start. The statement
 /// does not count the jobs that are already available. If too many jobs become available, the next fetch blocks them again.
 const UNBLOCKABLE: &str = "SELECT queue, key, min(1000, coalesce(max_running_per_key - coalesce(running, 0), 1000)) AS room
     FROM (SELECT value ->> 0 AS queue, value ->> 1 AS key FROM json_each(?1)) AS keys
