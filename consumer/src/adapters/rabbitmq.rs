@@ -11,6 +11,7 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Acker, BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +24,12 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// The name of the header with the number of failed attempts. Only messages of classic queues have this header.
 const ATTEMPTS: &str = "x-consumer-attempts";
 const REASON: &str = "x-dead-letter-reason";
+/// A copy omits these headers. The broker would route a copy to the queues in `CC` and `BCC` again. The other headers count earlier
+/// attempts.
+const OMITTED: [&str; 5] = ["CC", "BCC", DELIVERIES, ACQUISITIONS, ATTEMPTS];
+/// A quorum queue adds these headers to a message that it delivers again.
+const DELIVERIES: &str = "x-delivery-count";
+const ACQUISITIONS: &str = "x-acquired-count";
 
 /// A queue of RabbitMQ, over AMQP 0.9.1 with the client [`lapin`]. Needs tokio. For TLS, enable a feature of lapin, such as `rustls`.
 ///
@@ -41,6 +48,11 @@ const REASON: &str = "x-dead-letter-reason";
 ///   (`consumer_timeout`). The message then returns to the queue.
 /// - A dead message is a copy of the message, with the header `x-dead-letter-reason`. If the broker's confirmation of the copy is
 ///   lost, the dead-letter queue may contain two copies.
+/// - A copy, of a dead message or of a failed message of a classic queue, has the properties and headers of the message. It omits
+///   `user_id`, `expiration`, `CC`, and the headers that count the attempts. An operator who moves a dead message back to its queue
+///   therefore starts again with attempt 1.
+/// - If a classic queue is full and its overflow behavior is `reject-publish`, the broker rejects the copy of a failed message. The source
+///   then returns the message itself to the queue, and does not count the failure.
 ///
 /// AMQP does not confirm acknowledgements. If an acknowledgement is lost, the message returns to the queue. During the drain, the source
 /// makes another call after each acknowledgement. The response to this call shows that the broker has handled the acknowledgement. A
@@ -151,9 +163,7 @@ impl RabbitQueue {
         if receipt.is_copied {
             return Ok(());
         }
-        let mut headers = receipt.properties.headers().clone().unwrap_or_default();
-        headers.insert(header.into(), value);
-        let properties = receipt.properties.clone().with_headers(headers).with_delivery_mode(2);
+        let properties = copied(&receipt.properties, header, value);
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let published = receipt.channel.basic_publish("".into(), queue.into(), options, receipt.delivery.payload(), properties);
         match published.await?.await? {
@@ -182,11 +192,11 @@ impl RabbitQueue {
     fn message(&self, channel: &Channel, delivery: lapin::message::Delivery) -> Message<RabbitReceipt> {
         let lapin::message::Delivery { properties, data, acker, redelivered, .. } = delivery;
         let headers = properties.headers().clone().unwrap_or_default();
-        let number = |name: &str| headers.inner().get(name).and_then(integer);
-        let failed_attempts = if self.is_quorum { 0 } else { number(ATTEMPTS).unwrap_or(0) };
-        let earlier = match self.is_quorum.then(|| number("x-delivery-count")).flatten() {
-            Some(count) => count,
-            None => failed_attempts.saturating_add(redelivered.into()),
+        let failed_attempts = if self.is_quorum { 0 } else { number(&headers, ATTEMPTS).unwrap_or(0) };
+        let earlier = if self.is_quorum {
+            earlier_deliveries(&headers, redelivered)
+        } else {
+            failed_attempts.saturating_add(redelivered.into())
         };
         let id = properties.message_id().as_ref().map_or("", |id| id.as_str());
         let mut delivery = Delivery::new(data).with_id(id).with_attempt(earlier.saturating_add(1));
@@ -254,8 +264,14 @@ impl Source for RabbitQueue {
             Release::After(_) if self.is_quorum => receipt.acker.reject(BasicRejectOptions { requeue: true }).await,
             Release::After(_) => {
                 let attempts = AMQPValue::LongUInt(receipt.failed_attempts.saturating_add(1));
-                self.copy(receipt, &self.queue, ATTEMPTS, attempts).await?;
-                receipt.acker.ack(BasicAckOptions::default()).await
+                match self.copy(receipt, &self.queue, ATTEMPTS, attempts).await {
+                    Ok(()) => receipt.acker.ack(BasicAckOptions::default()).await,
+                    // Without this call, the message would belong to this consumer as long as the queue is full.
+                    Err(RabbitError::NotStored) => {
+                        receipt.acker.nack(BasicNackOptions { requeue: true, ..BasicNackOptions::default() }).await
+                    }
+                    Err(error) => return Err(error),
+                }
             }
         };
         self.settled(receipt, result).await
@@ -286,6 +302,43 @@ impl Source for RabbitQueue {
         link.channel.basic_qos(self.prefetch, BasicQosOptions::default()).await?;
         Ok(())
     }
+}
+
+/// Returns the properties of a copy with this header.
+fn copied(original: &BasicProperties, header: &str, value: AMQPValue) -> BasicProperties {
+    let headers = original.headers().iter().flat_map(FieldTable::inner);
+    let headers = headers.filter(|(name, _)| !OMITTED.contains(&name.as_str()));
+    let mut headers: BTreeMap<_, _> = headers.map(|(name, value)| (name.clone(), value.clone())).collect();
+    headers.insert(header.into(), value);
+    let mut copy = BasicProperties::default().with_headers(headers.into()).with_delivery_mode(2);
+    // Omits the `user_id`, because the broker closes the channel if it differs from the user of this connection. Omits the `expiration`,
+    // because the broker would drop the copy.
+    macro_rules! copy {
+        ($($get:ident $set:ident),+) => {
+            $(if let Some(value) = original.$get() {
+                copy = copy.$set(value.clone());
+            })+
+        };
+    }
+    copy!(content_type with_content_type, content_encoding with_content_encoding, priority with_priority);
+    copy!(correlation_id with_correlation_id, reply_to with_reply_to, message_id with_message_id);
+    copy!(timestamp with_timestamp, kind with_type, app_id with_app_id);
+    copy
+}
+
+/// Returns how often a quorum queue has delivered a message before, without deliveries that the broker does not count.
+fn earlier_deliveries(headers: &FieldTable, redelivered: bool) -> u32 {
+    // The sender can have set the headers, for example if an operator has moved the message from another queue.
+    if !redelivered {
+        return 0;
+    }
+    // Only brokers that do not count all deliveries add the header `x-acquired-count`. Such a broker omits a count of 0.
+    number(headers, DELIVERIES).unwrap_or_else(|| u32::from(!headers.contains_key(ACQUISITIONS)))
+}
+
+/// Returns the value of the header `name` if the value is a number.
+fn number(headers: &FieldTable, name: &str) -> Option<u32> {
+    headers.inner().get(name).and_then(integer)
 }
 
 /// Returns the value of a header if the value is a number.
@@ -342,5 +395,31 @@ impl fmt::Debug for RabbitQueue {
 impl fmt::Debug for RabbitReceipt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RabbitReceipt").field("is_copied", &self.is_copied).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(counts: &[(&str, i64)]) -> FieldTable {
+        let counts = counts.iter().map(|&(name, count)| (name.into(), AMQPValue::LongLongInt(count)));
+        counts.collect::<BTreeMap<_, _>>().into()
+    }
+
+    #[test]
+    fn quorum_queue_counts_only_redelivered_messages() {
+        let cases: [(&[_], _, _); 7] = [
+            (&[], false, 0),
+            (&[(DELIVERIES, 25)], false, 0),
+            (&[(DELIVERIES, 25), (ACQUISITIONS, 30)], false, 0),
+            (&[(DELIVERIES, 2)], true, 2),
+            (&[(DELIVERIES, 2), (ACQUISITIONS, 3)], true, 2),
+            (&[(ACQUISITIONS, 3)], true, 0),
+            (&[], true, 1),
+        ];
+        for (counts, redelivered, expected) in cases {
+            assert_eq!(earlier_deliveries(&headers(counts), redelivered), expected, "{counts:?}, {redelivered}");
+        }
     }
 }

@@ -1,9 +1,11 @@
-use crate::Queue;
-use background_tasks_consumer::RabbitQueue;
+use crate::{Queue, message_with_a_long_error_becomes_dead};
 use background_tasks_consumer::conformance::Broker;
+use background_tasks_consumer::{Message, RabbitQueue, RabbitReceipt, Release, Source};
+use lapin::message::BasicGetMessage;
 use lapin::options::{BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::types::{AMQPValue, FieldArray, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use std::time::Duration;
 
 struct Rabbit {
     address: String,
@@ -17,10 +19,13 @@ pub(crate) struct Classic(Rabbit);
 
 impl Rabbit {
     async fn open(address: &str, name: &str, kind: &str) -> Self {
+        Self::open_with(address, name, kind, FieldTable::default()).await
+    }
+
+    async fn open_with(address: &str, name: &str, kind: &str, mut arguments: FieldTable) -> Self {
         let connection = Connection::connect(address, ConnectionProperties::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
         let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-        let mut arguments = FieldTable::default();
         arguments.insert("x-queue-type".into(), AMQPValue::LongString(kind.into()));
         channel.queue_declare(name.into(), durable, arguments).await.unwrap();
         channel.queue_declare(format!("{name}.dead").into(), durable, FieldTable::default()).await.unwrap();
@@ -29,7 +34,11 @@ impl Rabbit {
     }
 
     async fn send(&self, payload: String) {
-        let properties = BasicProperties::default().with_delivery_mode(2);
+        self.send_with(&payload, BasicProperties::default()).await;
+    }
+
+    async fn send_with(&self, payload: &str, properties: BasicProperties) {
+        let properties = properties.with_delivery_mode(2);
         let options = BasicPublishOptions::default();
         let published = self.channel.basic_publish("".into(), self.name.as_str().into(), options, payload.as_bytes(), properties);
         published.await.unwrap().await.unwrap();
@@ -37,21 +46,32 @@ impl Rabbit {
 
     async fn dead_letters(&self) -> Vec<Vec<u8>> {
         let mut payloads = Vec::new();
-        let name = format!("{}.dead", self.name);
-        while let Some(message) = self.channel.basic_get(name.as_str().into(), BasicGetOptions { no_ack: true }).await.unwrap() {
+        while let Some(message) = self.dead_letter().await {
             payloads.push(message.delivery.data);
         }
         payloads
     }
+
+    async fn dead_letter(&self) -> Option<BasicGetMessage> {
+        let name = format!("{}.dead", self.name);
+        self.channel.basic_get(name.into(), BasicGetOptions { no_ack: true }).await.unwrap()
+    }
 }
 
 macro_rules! queue {
-    ($queue:ident, $kind:literal, $name:literal, $constructor:ident) => {
+    ($queue:ident, $kind:literal, $name:literal, $constructor:ident, $($details:ident),*) => {
         impl Queue for $queue {
             const NAME: &'static str = $name;
 
             async fn open(address: &str, name: &str) -> Self {
                 Self(Rabbit::open(address, name, $kind).await)
+            }
+
+            async fn check_details(address: &str) {
+                let queue = Self::open(address, "copies").await;
+                copies_omit_properties(&queue.0, &queue.connect().await).await;
+                message_with_a_long_error_becomes_dead(&Self::open(address, "long-error").await).await;
+                $($details(address).await;)*
             }
         }
 
@@ -73,5 +93,71 @@ macro_rules! queue {
         }
     };
 }
-queue!(Quorum, "quorum", "rabbitmq-quorum", quorum);
-queue!(Classic, "classic", "rabbitmq-classic", classic);
+queue!(Quorum, "quorum", "rabbitmq-quorum", quorum, deliveries_from_another_queue_do_not_count);
+queue!(Classic, "classic", "rabbitmq-classic", classic, full_queue_takes_its_message_back);
+
+async fn receive(source: &RabbitQueue) -> Message<RabbitReceipt> {
+    loop {
+        if let Some(message) = source.receive(1).await.unwrap().pop() {
+            return message;
+        }
+    }
+}
+
+/// The broker interprets the properties that the copies omit.
+async fn copies_omit_properties(queue: &Rabbit, source: &RabbitQueue) {
+    let other = format!("{}.cc", queue.name);
+    queue.channel.queue_declare(other.as_str().into(), QueueDeclareOptions::default(), FieldTable::default()).await.unwrap();
+    let mut headers = FieldTable::default();
+    headers.insert("CC".into(), AMQPValue::FieldArray(FieldArray::from(vec![AMQPValue::LongString(other.as_str().into())])));
+    headers.insert("tenant".into(), AMQPValue::LongString("7".into()));
+    let properties = BasicProperties::default().with_user_id("guest".into()).with_expiration("60000".into());
+    queue.send_with("1", properties.with_message_id("id".into()).with_type("mail".into()).with_headers(headers)).await;
+    let mut message = receive(source).await;
+    source.release(&mut message.receipt, Release::After(Duration::ZERO)).await.unwrap();
+    let mut message = receive(source).await;
+    assert_eq!(message.delivery.attempt(), 2);
+    source.dead_letter(&message.delivery, &mut message.receipt, "invalid").await.unwrap();
+
+    let dead = queue.dead_letter().await.unwrap();
+    let properties = &dead.delivery.properties;
+    assert_eq!((properties.expiration(), properties.user_id()), (&None, &None));
+    assert_eq!((properties.message_id(), properties.kind()), (&Some("id".into()), &Some("mail".into())));
+    let names: Vec<_> = properties.headers().iter().flat_map(|headers| headers.inner().keys()).map(ToString::to_string).collect();
+    assert_eq!(names, ["tenant", "x-dead-letter-reason"]);
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let other = queue.channel.queue_declare(other.into(), passive, FieldTable::default()).await.unwrap();
+    assert_eq!(other.message_count(), 1);
+}
+
+/// An operator moves a message back from the dead-letter queue. The message has the delivery count of its first queue.
+async fn deliveries_from_another_queue_do_not_count(address: &str) {
+    let queue = Quorum::open(address, "moved").await;
+    let mut headers = FieldTable::default();
+    headers.insert("x-delivery-count".into(), AMQPValue::LongLongInt(25));
+    queue.0.send_with("1", BasicProperties::default().with_headers(headers)).await;
+    let source = queue.connect().await;
+    for attempt in 1..4 {
+        let mut message = receive(&source).await;
+        assert_eq!(message.delivery.attempt(), attempt);
+        source.release(&mut message.receipt, Release::After(Duration::ZERO)).await.unwrap();
+    }
+}
+
+/// A full queue rejects the copy of a failed message.
+async fn full_queue_takes_its_message_back(address: &str) {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-max-length".into(), AMQPValue::LongInt(1));
+    arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+    let queue = Classic(Rabbit::open_with(address, "full", "classic", arguments).await);
+    let source = queue.connect().await.prefetch(1);
+    queue.send("1".into()).await;
+    let mut message = receive(&source).await;
+    queue.send("2".into()).await;
+    source.release(&mut message.receipt, Release::After(Duration::ZERO)).await.unwrap();
+    for payload in [b"1", b"2"] {
+        let mut message = receive(&source).await;
+        assert_eq!(message.delivery.payload(), payload);
+        source.ack(&mut message.receipt).await.unwrap();
+    }
+}
