@@ -1,7 +1,7 @@
 use crate::delivery::Delivery;
 use crate::source::{Message, Release, Source};
 use futures_timer::Delay;
-use futures_util::future::{Either, FutureExt, select};
+use futures_util::future::{BoxFuture, Either, FutureExt, select};
 use futures_util::lock::Mutex;
 use futures_util::stream::StreamExt;
 
@@ -51,6 +51,9 @@ const ACQUISITIONS: &str = "x-acquired-count";
 /// - A copy, of a dead message or of a failed message of a classic queue, has the properties and headers of the message. It omits
 ///   `user_id`, `expiration`, `CC`, and the headers that count the attempts. An operator who moves a dead message back to its queue
 ///   therefore starts again with attempt 1.
+/// - The source publishes copies on a second connection, which it opens for the first copy. During a memory or disk alarm, the broker
+///   blocks connections that publish. The source can then still acknowledge messages, and the consumer keeps failed messages until their
+///   copies are stored.
 /// - If a classic queue is full and its overflow behavior is `reject-publish`, the broker rejects the copy of a failed message. The source
 ///   then returns the message itself to the queue, and does not count the failure.
 ///
@@ -67,6 +70,8 @@ pub struct RabbitQueue {
     prefetch: u16,
     is_quorum: bool,
     link: Mutex<Option<Link>>,
+    /// Publishes the copies of messages.
+    publisher: Mutex<Option<(Connection, Channel)>>,
     is_stopping: AtomicBool,
 }
 
@@ -85,6 +90,8 @@ pub struct RabbitReceipt {
     /// A clone of the handler's delivery, which shares the payload.
     delivery: Delivery,
     failed_attempts: u32,
+    /// Publishes a copy and waits for the confirmation. If the caller drops a call, the next call continues with the same copy.
+    copying: Option<BoxFuture<'static, lapin::Result<Confirmation>>>,
     /// Whether the broker has stored a copy of the message. If it has, a repeated call to `release` or `dead_letter` makes no second copy.
     is_copied: bool,
 }
@@ -100,6 +107,8 @@ pub enum RabbitError {
     Closed,
     /// The broker has not stored the copy of a message that the source has published for a retry or as a dead message.
     NotStored,
+    /// The source could not publish the copy of a message. The message still belongs to this source.
+    Publish(lapin::Error),
 }
 
 impl RabbitQueue {
@@ -114,8 +123,8 @@ impl RabbitQueue {
     }
 
     fn new(uri: String, queue: String, dead_letters: String, is_quorum: bool) -> Self {
-        let (link, is_stopping) = (Mutex::new(None), AtomicBool::new(false));
-        Self { uri, queue, dead_letters, prefetch: 16, is_quorum, link, is_stopping }
+        let (link, publisher, is_stopping) = (Mutex::new(None), Mutex::new(None), AtomicBool::new(false));
+        Self { uri, queue, dead_letters, prefetch: 16, is_quorum, link, publisher, is_stopping }
     }
 
     /// Sets the largest number of unsettled messages that the broker sends to this source. Default: 16. Minimum: 1. Set it to the
@@ -151,11 +160,25 @@ impl RabbitQueue {
         // Checks that the dead-letter queue exists. Without this queue, dead messages could not be stored.
         let exists = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         channel.queue_declare(self.dead_letters.as_str().into(), exists, FieldTable::default()).await?;
-        channel.confirm_select(ConfirmSelectOptions::default()).await?;
         channel.basic_qos(self.prefetch, BasicQosOptions::default()).await?;
         let options = BasicConsumeOptions::default();
         let consumer = channel.basic_consume(self.queue.as_str().into(), "".into(), options, FieldTable::default()).await?;
         Ok(Link { _connection: connection, channel, consumer })
+    }
+
+    /// Returns the channel for the copies. Opens it if necessary.
+    async fn publisher(&self) -> lapin::Result<Channel> {
+        let mut publisher = self.publisher.lock().await;
+        if let Some((_, channel)) = &*publisher
+            && channel.status().connected()
+        {
+            return Ok(channel.clone());
+        }
+        let connection = Connection::connect(&self.uri, ConnectionProperties::default()).await?;
+        let channel = connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        *publisher = Some((connection, channel.clone()));
+        Ok(channel)
     }
 
     /// Publishes a copy of a message with this header to `queue`, and waits until the broker has stored the copy.
@@ -163,10 +186,25 @@ impl RabbitQueue {
         if receipt.is_copied {
             return Ok(());
         }
-        let properties = copied(&receipt.properties, header, value);
-        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let published = receipt.channel.basic_publish("".into(), queue.into(), options, receipt.delivery.payload(), properties);
-        match published.await?.await? {
+        // The message is in its queue again.
+        if receipt.acker.poisoned() {
+            return Err(RabbitError::Closed);
+        }
+        let copying = match &mut receipt.copying {
+            Some(copying) => copying,
+            copying => {
+                let channel = self.publisher().await.map_err(RabbitError::Publish)?;
+                let properties = copied(&receipt.properties, header, value);
+                let (queue, delivery) = (queue.into(), receipt.delivery.clone());
+                let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+                let publish =
+                    async move { channel.basic_publish("".into(), queue, options, delivery.payload(), properties).await?.await };
+                copying.insert(publish.boxed())
+            }
+        };
+        let confirmation = copying.await;
+        receipt.copying = None;
+        match confirmation.map_err(RabbitError::Publish)? {
             Confirmation::Ack(None) => {
                 receipt.is_copied = true;
                 Ok(())
@@ -176,7 +214,7 @@ impl RabbitQueue {
     }
 
     /// Checks the result of an acknowledgement or a release.
-    async fn settled(&self, receipt: &RabbitReceipt, result: lapin::Result<bool>) -> Result<(), RabbitError> {
+    async fn settled(&self, receipt: &mut RabbitReceipt, result: lapin::Result<bool>) -> Result<(), RabbitError> {
         // `result` is `false` if the channel has closed. It is also `false` if an earlier call has already acknowledged or released the
         // message, and the future of that call was dropped.
         if !result? && receipt.acker.poisoned() {
@@ -208,7 +246,15 @@ impl RabbitQueue {
         let (channel, shared) = (channel.clone(), delivery.clone());
         Message {
             delivery,
-            receipt: RabbitReceipt { channel, acker, properties, delivery: shared, failed_attempts, is_copied: false },
+            receipt: RabbitReceipt {
+                channel,
+                acker,
+                properties,
+                delivery: shared,
+                failed_attempts,
+                copying: None,
+                is_copied: false,
+            },
         }
     }
 }
@@ -287,7 +333,7 @@ impl Source for RabbitQueue {
     }
 
     fn is_void(&self, error: &RabbitError) -> bool {
-        !matches!(error, RabbitError::NotStored)
+        !matches!(error, RabbitError::NotStored | RabbitError::Publish(_))
     }
 
     async fn stop(&self) -> Result<(), RabbitError> {
@@ -371,6 +417,7 @@ impl fmt::Display for RabbitError {
         match self {
             Self::Connection(error) => error.fmt(f),
             Self::Closed => f.write_str("the channel has closed, so the message is in its queue again"),
+            Self::Publish(error) => write!(f, "cannot publish a copy of the message: {error}"),
             Self::NotStored => f.write_str("the broker has not stored a copy of the message; check that the queue exists"),
         }
     }
@@ -379,7 +426,7 @@ impl fmt::Display for RabbitError {
 impl std::error::Error for RabbitError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Connection(error) => Some(error),
+            Self::Connection(error) | Self::Publish(error) => Some(error),
             Self::Closed | Self::NotStored => None,
         }
     }

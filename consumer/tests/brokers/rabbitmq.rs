@@ -1,4 +1,4 @@
-use crate::{Queue, message_with_a_long_error_becomes_dead};
+use crate::{Queue, message_with_a_long_error_becomes_dead, server};
 use background_tasks_consumer::conformance::Broker;
 use background_tasks_consumer::{Message, RabbitQueue, RabbitReceipt, Release, Source};
 use lapin::message::BasicGetMessage;
@@ -94,7 +94,7 @@ macro_rules! queue {
     };
 }
 queue!(Quorum, "quorum", "rabbitmq-quorum", quorum, deliveries_from_another_queue_do_not_count);
-queue!(Classic, "classic", "rabbitmq-classic", classic, full_queue_takes_its_message_back);
+queue!(Classic, "classic", "rabbitmq-classic", classic, full_queue_takes_its_message_back, copies_use_a_second_connection);
 
 async fn receive(source: &RabbitQueue) -> Message<RabbitReceipt> {
     loop {
@@ -160,4 +160,54 @@ async fn full_queue_takes_its_message_back(address: &str) {
         assert_eq!(message.delivery.payload(), payload);
         source.ack(&mut message.receipt).await.unwrap();
     }
+}
+
+/// Starts another broker, because these tests would disturb the other tests.
+async fn copies_use_a_second_connection(_: &str) {
+    let (server, address) = server::rabbitmq().unwrap();
+    let control = |arguments: &[&str]| {
+        tokio::task::block_in_place(|| server.run("/usr/lib/rabbitmq/bin/rabbitmqctl", arguments));
+    };
+    alarm_blocks_no_acknowledgement(&address, control).await;
+    message_of_a_closed_connection_is_not_copied(&address, control).await;
+}
+
+/// During a memory alarm, the broker reads nothing from a connection that publishes.
+async fn alarm_blocks_no_acknowledgement(address: &str, control: impl Fn(&[&str])) {
+    let queue = Classic::open(address, "alarm").await;
+    let source = queue.connect().await;
+    queue.send("dead".into()).await;
+    queue.send("done".into()).await;
+    let (mut dead, mut done) = (receive(&source).await, receive(&source).await);
+    control(&["set_vm_memory_high_watermark", "absolute", "1"]);
+    // Drops the calls after a time limit and repeats them, as the consumer does.
+    for _ in 0..2 {
+        let call = source.dead_letter(&dead.delivery, &mut dead.receipt, "invalid");
+        tokio::time::timeout(Duration::from_secs(2), call).await.unwrap_err();
+    }
+    // After `stop`, the source waits for a response of the broker.
+    let ack = async {
+        source.stop().await.unwrap();
+        source.ack(&mut done.receipt).await.unwrap();
+    };
+    tokio::time::timeout(Duration::from_secs(30), ack).await.expect("the broker has handled the acknowledgement");
+    control(&["set_vm_memory_high_watermark", "0.4"]);
+    source.dead_letter(&dead.delivery, &mut dead.receipt, "invalid").await.unwrap();
+    assert_eq!(queue.dead_letters().await, [b"dead"]);
+}
+
+/// When the connection closes, the message returns to its queue. A copy would therefore be a second message.
+async fn message_of_a_closed_connection_is_not_copied(address: &str, control: impl Fn(&[&str])) {
+    let queue = Classic::open(address, "closed").await;
+    let source = queue.connect().await;
+    queue.send("1".into()).await;
+    let mut message = receive(&source).await;
+    control(&["close_all_connections", "test"]);
+    while source.receive(1).await.is_ok() {}
+    let error = source.release(&mut message.receipt, Release::After(Duration::ZERO)).await.unwrap_err();
+    assert!(source.is_void(&error), "{error}");
+    let queue = Classic::open(address, "closed").await;
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let declared = queue.0.channel.queue_declare("closed".into(), passive, FieldTable::default()).await.unwrap();
+    assert_eq!(declared.message_count(), 1);
 }

@@ -83,6 +83,14 @@ impl Server {
         thread::sleep(duration);
         signal("-CONT");
     }
+
+    /// Runs a program with the environment variables of the server. Panics if the program fails.
+    pub(crate) fn run(&self, program: &str, arguments: &[&str]) {
+        let mut command = Command::new(program);
+        command.args(arguments).envs(self.variables.iter().map(|(name, value)| (name, value)));
+        let output = command.output().expect("the program starts");
+        assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
+    }
 }
 
 impl Drop for Server {
