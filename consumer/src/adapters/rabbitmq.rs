@@ -277,7 +277,9 @@ impl Source for RabbitQueue {
         if next.is_none() {
             next = match select(link.consumer.next(), Delay::new(RECEIVE_WAIT)).await {
                 Either::Left((next, _)) => Some(next),
-                Either::Right(_) => return Ok(messages),
+                Either::Right(_) if link.channel.status().connected() => return Ok(messages),
+                // The client has not ended the stream of a connection that it has lost.
+                Either::Right(_) => Some(None),
             };
         }
         while let Some(delivery) = next {

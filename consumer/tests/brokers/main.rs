@@ -9,7 +9,7 @@ mod server;
 mod sqs;
 mod sqs_client;
 
-use background_tasks::{Registry, TokioSpawner};
+use background_tasks::{Loss, Observer, Registry, TaskInfo, TokioSpawner};
 use background_tasks_consumer::conformance::{self, Broker, Plan};
 use background_tasks_consumer::{Source, consumer};
 use futures_util::FutureExt;
@@ -182,8 +182,17 @@ async fn work(broker: &str, address: &str, name: &str, connected: &Path) {
     }
 }
 
+/// Prints the reports of a worker, so that the output of a failed test says what the worker has met.
+struct ToStderr;
+
+impl Observer for ToStderr {
+    fn lost(&self, _: &TaskInfo, loss: &Loss<'_>) {
+        eprintln!("worker {}: {loss}", std::process::id());
+    }
+}
+
 async fn serve<Q: Queue>(address: &str, name: &str, connected: &Path) {
     let source = Q::open(address, name).await.connect().await;
     fs::write(connected, "").expect("the folder exists");
-    conformance::worker(&Registry::builder(TokioSpawner).inspect().build(), source).await;
+    conformance::worker(&Registry::builder(TokioSpawner).inspect().observer(ToStderr).build(), source).await;
 }
