@@ -85,7 +85,7 @@ use std::time::Duration;
 /// A request to stop applies to the whole process. If a host is created after the request, the host stops immediately, and has only the
 /// rest of the grace period that started at the request. To prevent this, call [`forget_stop_request`](Self::forget_stop_request). A host
 /// ends when its drain ends. While several hosts exist, only the newest host that has not ended reacts to a second signal. This is the host
-/// whose `new` or `run` was called last. Only when all hosts have ended, `main` has a time limit. The host that ended last sets this limit.
+/// whose `new` or `run` was called last. A host limits how long `main` may take only after all hosts have ended, and only if it ended last.
 ///
 /// # Exit codes
 ///

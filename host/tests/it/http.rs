@@ -18,7 +18,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -582,12 +582,7 @@ async fn last_frame_of_a_body_is_never_too_late() {
             io::Result::Ok(Reply::default())
         }
     });
-    let (mut client, stream) = tokio::io::duplex(1024);
-    let mut stream = Some(TokioIo::new(stream));
-    let accept = async || match stream.take() {
-        Some(stream) => Ok(stream),
-        None => pending().await,
-    };
+    let (mut client, accept) = one_connection();
     let steps = async {
         client.write_all(HALF_BODY).await.unwrap();
         half_read.notified().await;
@@ -599,18 +594,24 @@ async fn last_frame_of_a_body_is_never_too_late() {
     soon(or(server.serve(accept, read_slowly), steps)).await;
 }
 
+/// Returns the client's end of a connection with a small buffer, and a function that accepts this connection.
+fn one_connection() -> (DuplexStream, impl AsyncFnMut() -> io::Result<TokioIo<DuplexStream>>) {
+    let (client, stream) = tokio::io::duplex(1024);
+    let mut stream = Some(TokioIo::new(stream));
+    let accept = async move || match stream.take() {
+        Some(stream) => Ok(stream),
+        None => pending().await,
+    };
+    (client, accept)
+}
+
 #[tokio::test]
 async fn client_that_reads_slowly_is_served() {
     let timer = ManualTimer { now: watch::Sender::new(Instant::now()) };
     let registry = Registry::new(TokioSpawner);
     let server = HttpServer::new(&registry, timer.clone()).max_connections(1).write_timeout(LONG).head_timeout(Duration::MAX);
     // The buffer is small, so the server makes progress whenever the client reads a part of a response.
-    let (mut client, stream) = tokio::io::duplex(1024);
-    let mut stream = Some(TokioIo::new(stream));
-    let accept = async || match stream.take() {
-        Some(stream) => Ok(stream),
-        None => pending().await,
-    };
+    let (mut client, accept) = one_connection();
     let steps = async {
         client.write_all(&GET.repeat(11)).await.unwrap();
         for _ in 0..10 {
@@ -771,12 +772,7 @@ async fn errors_of_the_service_and_of_its_bodies_are_reported() {
             })
         };
         let server = HttpServer::new(&registry, TokioTimer::new()).head_timeout(LONG).body_timeout(SHORT);
-        let (mut client, stream) = tokio::io::duplex(1024);
-        let mut stream = Some(TokioIo::new(stream));
-        let accept = async || match stream.take() {
-            Some(stream) => Ok(stream),
-            None => pending().await,
-        };
+        let (mut client, accept) = one_connection();
         let steps = async {
             client.write_all(request.as_bytes()).await.unwrap();
             if disconnects {
