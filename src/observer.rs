@@ -58,9 +58,9 @@ use core::time::Duration;
 pub trait Observer: Send + Sync + 'static {
     /// Called when a task was lost: the task failed or panicked, or was abandoned, aborted or rejected.
     ///
-    /// While an observer handles a loss, it can itself start another task. If a registry rejects this other task, that registry
-    /// counts the rejection, but does not report it. If the other task is lost before the observer returns, for example because
-    /// its runtime has shut down, this loss is reported, up to a depth of eight such losses. Deeper losses are only counted.
+    /// While an observer handles a loss, it can itself start another task. If this task is rejected, or lost before the observer
+    /// returns, for example because its runtime has shut down, this loss is reported too, up to a depth of eight such losses.
+    /// Deeper losses are only counted.
     fn lost(&self, task: &TaskInfo, loss: &Loss<'_>) {}
 
     /// Called when the registry has accepted a task, before the spawner receives the task. The registry makes this call only if

@@ -4,12 +4,11 @@ use super::lifetime::StateRef;
 use super::registry_state::{RegistryState, Shard};
 use super::settings::{INSPECTED, LIMITED, LIMITED_BY_ANCESTOR};
 use super::token::UnfinishedDeparture;
-use crate::platform::{Ordering, per_thread};
+use crate::platform::Ordering;
 use crate::report::{Loss, RejectReason, SpawnInfo, TaskInfo};
 use crate::sync::gate::{Permit, Refused};
 use crate::sync::slot_table::TokenTarget;
 use crate::sync::wait_queue::{LimitedGate, Owner, Ticket, WaitQueue};
-use core::cell::Cell;
 use core::ptr;
 use core::task::{Poll, Waker};
 
@@ -232,20 +231,4 @@ impl RegistryState {
         }
         reason
     }
-
-    /// Reports a loss to the observers. An observer can itself cause a loss on its thread, for example with a task that is rejected.
-    /// Such a nested loss is reported only up to a depth, because otherwise reports could cause losses forever.
-    pub(super) fn report_loss(&'static self, task: &TaskInfo, loss: &Loss<'_>) {
-        let depth = REPORT_DEPTH.with(Cell::get);
-        let max_depth = if matches!(loss, Loss::Rejected(_)) { 1 } else { MAX_REPORT_DEPTH };
-        if depth < max_depth {
-            REPORT_DEPTH.with(|current| current.set(depth + 1));
-            self.notify_observers(|observer| observer.lost(task, loss));
-            REPORT_DEPTH.with(|current| current.set(depth));
-        }
-    }
 }
-
-// The number of reports of losses that are in progress on a thread.
-per_thread!(static REPORT_DEPTH: u8 = 0);
-const MAX_REPORT_DEPTH: u8 = 8;

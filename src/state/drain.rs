@@ -3,8 +3,8 @@
 use super::registry_state::{DRAINED, EVENT, RegistryState, SIGNALLED, WAITED};
 use super::token::Token;
 use crate::observer::Observer;
-use crate::platform::{HAS_CLOCK, Ordering, now};
-use crate::report::{Summary, TaskInfo};
+use crate::platform::{HAS_CLOCK, Ordering, now, per_thread};
+use crate::report::{Loss, Summary, TaskInfo};
 use crate::sync::gate::Departure;
 use core::cell::Cell;
 use core::time::Duration;
@@ -166,6 +166,15 @@ impl RegistryState {
         }
     }
 
+    /// Reports a loss to the observers. An observer can itself start a task that is lost before the observer returns, for example
+    /// because its runtime has shut down. Without a limit, each report could cause another loss, until the stack overflows.
+    pub(super) fn report_loss(&'static self, task: &TaskInfo, loss: &Loss<'_>) {
+        if NESTED_REPORTS.with(|reports| reports.replace(reports.get() + 1)) < MAX_NESTED_REPORTS {
+            self.notify_observers(|observer| observer.lost(task, loss));
+        }
+        NESTED_REPORTS.with(|reports| reports.set(reports.get() - 1));
+    }
+
     pub(super) fn notify_observers(&'static self, call: impl Fn(&dyn Observer)) {
         if let Some(root) = if self.is_observed() { self.root() } else { None } {
             root.state().rare().observers.notify(call);
@@ -226,3 +235,6 @@ impl RegistryState {
         self.used_rare()?.start.with(|start| start.cause)
     }
 }
+
+per_thread!(static NESTED_REPORTS: usize = 0);
+const MAX_NESTED_REPORTS: usize = 8;

@@ -393,55 +393,38 @@ fn observer_may_use_its_registry() {
     assert_eq!((summary.failed, summary.aborted), (1, 1), "the observer's abort must end the task that the observer started");
 }
 
-/// An observer that starts a task at each rejection. The registry is full, so it rejects the new task too.
-struct RunOnRejection(Mutex<Option<Registry<Manual>>>, Sender<RejectReason>);
+/// An observer that starts a task for each loss.
+struct RunOnLoss<S>(Mutex<Option<Registry<S>>>, AtomicUsize);
 
-impl Observer for RunOnRejection {
-    fn lost(&self, _: &TaskInfo, loss: &Loss<'_>) {
-        let Loss::Rejected(reason) = *loss else { return };
-        self.1.send(reason).unwrap();
-        let registry = self.0.lock().unwrap().clone().unwrap();
-        registry.run(async { unreachable!("the registry is full") });
-    }
-}
-
-/// A runtime that has shut down drops each new task. The observer starts a task for each loss.
-#[test]
-fn losses_caused_by_an_observer_are_reported_up_to_a_depth() {
-    #[derive(Default)]
-    struct RunOnLoss(Mutex<Option<Registry<DynSpawner<()>>>>, AtomicUsize);
-    impl Observer for RunOnLoss {
-        fn lost(&self, _: &TaskInfo, _: &Loss<'_>) {
-            // With this limit, a failure of this test does not overflow the stack.
-            if self.1.fetch_add(1, SeqCst) < 50 {
-                let registry = self.0.lock().unwrap().clone();
-                registry.unwrap().run(pending::<()>());
-            }
+impl<S: Spawner + Clone + Send + Sync + 'static> Observer for RunOnLoss<S> {
+    fn lost(&self, _: &TaskInfo, _: &Loss<'_>) {
+        // With this limit, a failure of the test does not overflow the stack.
+        if self.1.fetch_add(1, SeqCst) < 50 {
+            let registry = self.0.lock().unwrap().clone();
+            registry.unwrap().run(pending::<()>());
         }
     }
-    let observer = Arc::new(RunOnLoss::default());
-    let registry = Registry::builder(DynSpawner::from_fn(drop)).observer(observer.clone()).build();
-    *observer.0.lock().unwrap() = Some(registry.clone());
-    for round in 1..=2 {
-        registry.run(pending::<()>());
-        assert_eq!((observer.1.load(SeqCst), registry.summary().abandoned), (8 * round, 9 * round as u64));
-    }
-    observer.0.lock().unwrap().take();
 }
 
+/// Either a runtime that has shut down drops each new task, or the registry is full and rejects each new task.
 #[test]
-fn rejection_caused_by_an_observer_is_counted_but_not_reported() {
-    let (reported, reports) = channel();
-    let observer = Arc::new(RunOnRejection(Mutex::default(), reported));
-    let registry = Registry::builder(Manual::default()).observer(observer.clone()).max_in_flight(1).build();
-    *observer.0.lock().unwrap() = Some(registry.clone());
-    registry.run(pending::<()>());
-    for rejected in [2, 4] {
-        registry.run(async {});
-        assert_eq!(registry.summary().rejected, rejected);
+fn losses_caused_by_an_observer_are_reported_up_to_a_depth() {
+    fn check<S: Spawner + Clone + Send + Sync + 'static>(spawner: S, is_full: bool) {
+        let observer = Arc::new(RunOnLoss(Mutex::default(), AtomicUsize::new(0)));
+        let registry = Registry::builder(spawner).observer(observer.clone()).max_in_flight(1 + usize::from(!is_full) * 99).build();
+        *observer.0.lock().unwrap() = Some(registry.clone());
+        let guard = registry.guard();
+        for round in 1..=2 {
+            registry.run(pending::<()>());
+            let Summary { abandoned, rejected, .. } = registry.summary();
+            let lost = if is_full { rejected } else { abandoned };
+            assert_eq!((observer.1.load(SeqCst), abandoned + rejected, lost), (8 * round, 9 * round as u64, 9 * round as u64));
+        }
+        *observer.0.lock().unwrap() = None;
+        drop(guard);
     }
-    *observer.0.lock().unwrap() = None;
-    assert_eq!(reports.try_iter().count(), 2);
+    check(DynSpawner::<()>::from_fn(drop), false);
+    check(Manual::default(), true);
 }
 
 #[test]
