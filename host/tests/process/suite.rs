@@ -197,6 +197,9 @@ const GRACE: &str = "0.5";
 /// The maximum time until the exit: the grace period plus one second. On Windows it is longer, because Wine ends a process slowly.
 const BOUND: Duration = Duration::from_millis(if cfg!(windows) { 4000 } else { 1500 });
 
+/// The start of the line after [`Signal::TERM`], for which the helpers use Ctrl-C on Windows.
+const ASKED_TO_STOP: &str = if cfg!(windows) { "asked to stop by the console or the system" } else { "asked to stop by SIGTERM" };
+
 /// Asserts that a process exits at most a second after its deadline. `took` is the time since the signal.
 #[track_caller]
 fn assert_exits_in_time(took: Duration) {
@@ -353,7 +356,7 @@ fn delay_precedes_the_drain() {
     };
     let begun = Instant::now();
     let ended = start("3").wait();
-    ended.assert_code(0).assert_stderr("asked to stop by SIGTERM: the drain starts in 3.0s");
+    ended.assert_code(0).assert_stderr(&format!("{ASKED_TO_STOP}: the drain starts in 3.0s"));
     ended.assert_stderr("draining: 1 in flight").assert_stderr("drained in ");
     assert!(ended.has_stdout("the program ends, is shutting down: true"), "{ended:#?}");
     assert!(begun.elapsed() >= Duration::from_secs(3));
@@ -379,7 +382,7 @@ fn delay_is_part_of_the_grace_period() {
 fn run_dropped_in_delay_shuts_nothing_down() {
     let mut process = Program::new("run_dropped_in_delay").start_ready();
     process.signal(Signal::TERM);
-    process.stderr_line("asked to stop by SIGTERM: the drain starts in 3600.0s");
+    process.stderr_line(&format!("{ASKED_TO_STOP}: the drain starts in 3600.0s"));
     process.release();
     process.stdout_line("dropped");
     // A correct host does nothing during this sleep. A host with a bug would shut the registry down.
@@ -1188,7 +1191,7 @@ fn error_in_drain_precedes_its_end() {
     let output = process.wait().assert_code(2).output();
     assert!(output.contains("the program failed: broken"), "{output}");
     assert!(output.rfind("broken") < output.find("drained"), "{output}");
-    assert!(output.find("asked to stop by SIGTERM").unwrap() < output.find("shutdown started").unwrap(), "{output}");
+    assert!(output.find(ASKED_TO_STOP).unwrap() < output.find("shutdown started").unwrap(), "{output}");
 }
 
 /// The host must not report the start and the end of the drain if a `TracingObserver` reports them with the counts as fields.
